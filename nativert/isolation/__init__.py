@@ -1,0 +1,1 @@
+"""One kernel facility per file. Nothing here knows what an FDU is."""

@@ -1,0 +1,1 @@
+"""The processes that fork: launcher, init, and the protocol to reach them."""

@@ -1,0 +1,1 @@
+"""FDU words to kernel words: the node, its operations, images, recovery."""

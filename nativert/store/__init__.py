@@ -1,0 +1,1 @@
+"""What was asked for (durable) and what is true of this boot."""
