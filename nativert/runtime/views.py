@@ -1,0 +1,112 @@
+"""What `runtime.Node` answers: the rows and reports that the CLI and the API show.
+
+The field names are the keys of `-o json`. They stay; new ones may come.
+"""
+
+from __future__ import annotations
+
+import signal
+from typing import Literal
+
+import msgspec
+
+
+class End(msgspec.Struct, frozen=True, kw_only=True):
+    """How the application ended, as init or the kernel saw it; times in seconds since the epoch.
+
+    `signal` is spelled as in signal(7), or SIG<number> where a real-time signal has no name.
+    """
+
+    reason: Literal[
+        "exited", "signal", "oom", "stopped", "exec-failed", "init-lost", "node-rebooted"
+    ]
+    message: str
+    exit_code: int | None = None
+    signal: str | None = None
+    oom: bool = False
+    started_at: float | None = None
+    ended_at: float | None = None
+    peak_bytes: int | None = None
+    cpu_s: float | None = None
+
+    @property
+    def code(self) -> int:
+        """The exit code of a shell: the application's, 128+n on signal n, else 125."""
+        if self.exit_code is not None:
+            return self.exit_code
+        if self.signal is None:
+            return 125
+        if self.signal in signal.Signals.__members__:
+            return 128 + signal.Signals[self.signal].value
+        return 128 + int(self.signal.removeprefix("SIG"))
+
+
+class Instance(msgspec.Struct, frozen=True, kw_only=True):
+    """One row of `ps`. `pid` is the host's; figures are None where unknown."""
+
+    instance: str
+    fdu: str
+    name: str
+    state: str
+    node: str
+    pid: int | None = None
+    restarts: int = 0
+    cpu_ratio: float | None = None
+    memory_bytes: int | None = None
+    pids: int | None = None
+    uptime_s: float | None = None
+    end: End | None = None
+
+
+class LogLine(msgspec.Struct, frozen=True, kw_only=True):
+    """One line of the application's log; `time` is RFC 3339.
+
+    `text` has the bytes as they were written, without the newline that ended them. `partial`:
+    no newline followed here, the line goes on in the next record (or the application ended).
+    """
+
+    time: str
+    stream: Literal["stdout", "stderr"]
+    text: bytes
+    partial: bool = False
+
+
+class Figures(msgspec.Struct, frozen=True, kw_only=True):
+    """Kernel counters of one instance. `cpu_ratio` is in cores, since the last sample or start."""
+
+    instance: str
+    name: str
+    state: str
+    cpu_ratio: float | None = None
+    cpu_ns: int | None = None
+    throttled_ns: int | None = None
+    memory_bytes: int | None = None
+    memory_max: int | None = None
+    peak_bytes: int | None = None
+    anon_bytes: int | None = None
+    file_bytes: int | None = None
+    swap_bytes: int | None = None
+    pids: int | None = None
+    pids_max: int | None = None
+    io_read_bytes: int | None = None
+    io_write_bytes: int | None = None
+    net_rx_bytes: int | None = None
+    net_tx_bytes: int | None = None
+    oom_kills: int | None = None
+
+
+class Check(msgspec.Struct, frozen=True, kw_only=True):
+    """One finding of `doctor`; `fix` is empty where nothing is to be mended."""
+
+    name: str
+    ok: bool
+    detail: str
+    fix: str = ""
+
+
+class Leftover(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that no instance of this node owns any more, found by `gc`."""
+
+    kind: str
+    name: str
+    removed: bool
