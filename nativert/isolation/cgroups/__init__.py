@@ -1,0 +1,1 @@
+"""Cgroups behind one Protocol, whatever hierarchies the kernel has mounted."""
