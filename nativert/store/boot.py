@@ -1,0 +1,153 @@
+"""What is true of this boot only: pids, start times, inodes, how the application ended.
+
+Written by rename without fsync: it survives every process and is worthless after a
+reboot, which the boot id in each file shows.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from nativert.store import files
+from nativert.store.paths import Paths
+
+FACTS = "boot.json"
+EXIT = "exit.json"
+
+
+class LinkFacts(msgspec.Struct, frozen=True):
+    """One attached interface: its name inside, the host's link, and the link's ifindex."""
+
+    name: str
+    link: str
+    index: int
+    mac: str
+    address: str
+
+
+class PortFacts(msgspec.Struct, frozen=True):
+    """One published port."""
+
+    host_ip: str | None
+    host_port: int
+    instance_port: int
+    protocol: str
+
+
+class Facts(msgspec.Struct, frozen=True, kw_only=True):
+    """What the runtime knows of one configured instance.
+
+    `init_start` is in clock ticks since boot, `started_at` in seconds since the epoch.
+    `intent` names the operation that was begun and not finished.
+    """
+
+    boot_id: str
+    state: str
+    run: int = 0
+    init_pid: int | None = None
+    init_start: int | None = None
+    launcher_pid: int | None = None
+    intent: str | None = None
+    started_at: float | None = None
+    netns_inode: int | None = None
+    links: tuple[LinkFacts, ...] = ()
+    ports: tuple[PortFacts, ...] = ()
+    cgroup: str = ""
+    details: dict[str, object] = {}
+
+
+class ExecError(msgspec.Struct, frozen=True):
+    """The step before or at execve(2) that failed in the application's child."""
+
+    step: str
+    errno: int
+    path: str | None = None
+
+
+class ExitFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """How the application of one run ended, as its init saw it.
+
+    `start` is in clock ticks since boot, the other times in seconds since the epoch;
+    `cause` is one of exited, signal, oom, exec-failed.
+    """
+
+    run: int
+    boot_id: str
+    pid: int
+    start: int | None = None
+    started_at: float | None = None
+    ended_at: float | None = None
+    exit_code: int | None = None
+    signal: int | None = None
+    oom_kills: int = 0
+    peak_bytes: int | None = None
+    cpu_ns: int | None = None
+    cause: str
+    error: ExecError | None = None
+
+
+@functools.cache
+def boot_id() -> str:
+    """Return the id of this boot of the kernel; see random(4)."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def write_facts(paths: Paths, uuid: str, facts: Facts) -> None:
+    """Replace the facts of *uuid*; the caller holds the instance's lock.
+
+    The directory is made when it is not there.
+    """
+    path = paths.instance_run(uuid) / FACTS
+    data = msgspec.json.encode(facts)
+    try:
+        files.replace(path, data)
+    except FileNotFoundError:
+        os.makedirs(path.parent, mode=0o700, exist_ok=True)
+        files.replace(path, data)
+
+
+def read_facts(paths: Paths, uuid: str) -> Facts | None:
+    """Return the facts of *uuid*, or None if this boot has none.
+
+    A file that cannot be decoded is kept aside as boot.json.corrupt.
+    """
+    facts = _read(paths.instance_run(uuid) / FACTS, Facts)
+    return facts if facts is not None and facts.boot_id == boot_id() else None
+
+
+def read_exit(paths: Paths, uuid: str) -> ExitFacts | None:
+    """Return how the last run of *uuid* ended, or None if this boot has no such evidence.
+
+    It may belong to an earlier run than the present one: compare `run`.
+    """
+    facts = _read(paths.instance_run(uuid) / EXIT, ExitFacts)
+    return facts if facts is not None and facts.boot_id == boot_id() else None
+
+
+_T = TypeVar("_T", Facts, ExitFacts)
+
+
+def _read(path: Path, kind: type[_T]) -> _T | None:
+    try:
+        return msgspec.json.decode(files.read(path, limit_bytes=1 << 20), type=kind)
+    except FileNotFoundError:
+        return None
+    except (
+        msgspec.DecodeError,
+        UnicodeDecodeError,
+        RecursionError,
+        OverflowError,
+        IsADirectoryError,
+    ):
+        # What cannot be read must not stop the instance from being cleaned up. Other
+        # OSErrors (EMFILE, EIO) say nothing about the file and go to the caller.
+        try:
+            files.put_aside(path)
+        except FileNotFoundError:
+            pass  # its writer removed it, or another reader put it aside
+        return None

@@ -1,0 +1,83 @@
+"""Files replaced in one step: durably, or for this boot only."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def replace(path: Path, data: bytes, *, mode: int = 0o600) -> None:
+    """Put *data* in place of *path* by rename(2); a power cut may lose it.
+
+    The temporary name is fixed, so that a killed writer leaves at most one file and the
+    next one uses it again: writers of one path must exclude each other.
+    """
+    _replace(path, data, mode, durable=False)
+
+
+def replace_durably(path: Path, data: bytes, *, mode: int = 0o600) -> None:
+    """Put *data* in place of *path*; after return it survives a power cut.
+
+    On failure, a full disk included, the old file is intact and nothing is left beside it.
+    """
+    _replace(path, data, mode, durable=True)
+    sync_directory(path.parent)
+
+
+def _replace(path: Path, data: bytes, mode: int, *, durable: bool) -> None:
+    temporary = f"{path}.tmp"
+    # O_NOFOLLOW: whoever could plant a link here must not choose what is overwritten.
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
+    fd = os.open(temporary, flags, mode)
+    try:
+        try:
+            view = memoryview(data)
+            while view:
+                view = view[os.write(fd, view) :]
+            if durable:
+                os.fsync(fd)
+        finally:
+            os.close(fd)
+        os.rename(temporary, path)
+    except BaseException:
+        try:
+            os.unlink(temporary)
+        except OSError:
+            pass  # the first error is the one to report; the next writer uses the name again
+        raise
+
+
+def sync_directory(path: Path) -> None:
+    """Make the renames and unlinks in *path* survive a power cut; see fsync(2)."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def read(path: Path, *, limit_bytes: int = 16 << 20) -> bytes:
+    """Return what *path* holds, at most *limit_bytes*; more is an OverflowError."""
+    # O_NONBLOCK: a FIFO in the place of the file must not hang the reader.
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    with os.fdopen(fd, "rb", buffering=0) as file:
+        data = b""
+        while chunk := file.read(1 << 16):
+            data += chunk
+            if len(data) > limit_bytes:
+                raise OverflowError(f"{path}: more than {limit_bytes} bytes")
+    return data
+
+
+def put_aside(path: Path) -> Path:
+    """Rename a damaged file or directory to ``*.corrupt`` and return the new path.
+
+    Of several, the first ones are kept under numbers: the oldest evidence is the best.
+    """
+    aside = Path(f"{path}.corrupt")
+    number = 1
+    while os.path.lexists(aside):
+        number += 1
+        aside = Path(f"{path}.corrupt-{number}")
+    os.rename(path, aside)
+    return aside
