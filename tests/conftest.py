@@ -1,0 +1,81 @@
+"""Which tests this machine can run, and the proof that root tests leave nothing behind.
+
+A test whose marker asks for more than the kernel offers is skipped with the reason. What
+NATIVERT_REQUIRE names (a list with commas) must be there: then it fails. With `all`, every
+marker is required and a test that skips itself fails too. NATIVERT_CENSUS=report prints what
+was left behind and does not fail for it, for machines on which others work at the same time.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Iterator
+
+import census as host
+import kernel
+import pytest
+
+REQUIRED = frozenset(filter(None, os.environ.get("NATIVERT_REQUIRE", "").split(",")))
+
+# What was seen for the first time after which test; the session's verdict names the culprit.
+_first_seen: dict[str, str] = {}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "apps: needs redis-server, nginx and gcc")
+    config.addinivalue_line("markers", "bench: needs crun, runc and bwrap to compare with")
+    unknown = REQUIRED - kernel.PROBES.keys() - {"all"}
+    if unknown:
+        raise pytest.UsageError(
+            f"NATIVERT_REQUIRE: {', '.join(sorted(unknown))}: known are"
+            f" {', '.join(kernel.PROBES)}, all"
+        )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what this machine cannot run; a missing right is a failure where it is required."""
+    for name, probe in kernel.PROBES.items():
+        if item.get_closest_marker(name) and (reason := probe()):
+            if REQUIRED & {name, "all"}:
+                pytest.fail(f"{reason}, and NATIVERT_REQUIRE forbids skipping", pytrace=False)
+            pytest.skip(reason)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.skipped and "all" in REQUIRED and not hasattr(report, "wasxfail"):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+        report.outcome = "failed"
+        report.longrepr = f"{reason} ({item.nodeid}), and NATIVERT_REQUIRE forbids skipping"
+    return report
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    if item.get_closest_marker("root") and not kernel.root():
+        for line in host.take():
+            _first_seen.setdefault(line, item.nodeid)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def census(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail the session if its root tests left something on the host."""
+    if kernel.root() or not any(item.get_closest_marker("root") for item in request.session.items):
+        yield
+        return
+    before = host.take()
+    yield
+    left = [
+        f"  {line}  <- {_first_seen.get(line, 'the last test, or a fixture of the session')}"
+        for line in host.leftovers(before)
+    ]
+    if left:
+        verdict = "left on this host:\n" + "\n".join(left)
+        if os.environ.get("NATIVERT_CENSUS") == "report":
+            request.config.get_terminal_writer().line("\n" + verdict)
+        else:
+            pytest.fail(verdict, pytrace=False)
