@@ -1,0 +1,5 @@
+"""`python -m nativert` is the command `nativert`."""
+
+from nativert.cli.main import main
+
+main()

@@ -1,0 +1,197 @@
+"""What all commands share: the global options, the way to the node, arguments and decorators."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+from click.shell_completion import CompletionItem
+
+from nativert.cli import output
+from nativert.errors import Code, NativertError
+
+if TYPE_CHECKING:
+    from nativert.fdu.descriptor import Descriptor
+    from nativert.runtime.node import Node
+    from nativert.runtime.views import Instance
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+# A descriptor is a page of text; this only keeps an endless file out of memory.
+_DESCRIPTOR_READ_LIMIT = 16 << 20
+
+
+@dataclass
+class Session:
+    """The global options of one command."""
+
+    root: Path | None = None
+    json: bool = False
+    here: bool = False
+
+    def node(self) -> Node:
+        """Open the node of these options."""
+        return open_node(root=self.root, here=self.here)
+
+
+def open_node(*, root: Path | None, here: bool) -> Node:
+    """Open the node under *root*; NativertError (not permitted) unless root."""
+    if os.geteuid() != 0:
+        raise NativertError(
+            "nativert needs root", code=Code.PERMISSION, hint="run it as root or with sudo"
+        )
+    from nativert.runtime.node import Node
+
+    return Node(root=root, here=here)
+
+
+pass_session = click.make_pass_decorator(Session)
+
+
+def global_options(*, root_variable: str | None = None) -> Callable[[F], F]:
+    """Add the options that may stand before and after the command's name."""
+    # Eager: the form of a usage error is known before the error is found.
+    common: dict[str, Any] = {"expose_value": False, "is_eager": True}
+    options = [
+        click.option(
+            "--root",
+            type=click.Path(path_type=Path),
+            metavar="DIR",
+            envvar=root_variable,
+            callback=_set("root"),
+            help="Keep the node's files under DIR (NATIVERT_ROOT).",
+            **common,
+        ),
+        click.option(
+            "-o",
+            "--output",
+            type=click.Choice(["table", "json"]),
+            callback=_set("output"),
+            help="Print for people or for programs.",
+            **common,
+        ),
+        click.option(
+            "--here",
+            is_flag=True,
+            default=None,
+            callback=_set("here"),
+            help="Work in this mount and network namespace although it is not PID 1's.",
+            **common,
+        ),
+    ]
+
+    def decorate(command: F) -> F:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def _set(name: str) -> Callable[[click.Context, click.Parameter, Any], None]:
+    def callback(ctx: click.Context, _parameter: click.Parameter, value: Any) -> None:
+        if value is None:
+            return
+        session = ctx.ensure_object(Session)
+        if name == "output":
+            session.json = value == "json"
+        else:
+            setattr(session, name, value)
+
+    return callback
+
+
+def command(name: str, **attributes: Any) -> Callable[[Callable[..., Any]], click.Command]:
+    """Make a command of nativert, with the global options of its own."""
+
+    def decorate(function: Callable[..., Any]) -> click.Command:
+        decorated: Callable[..., Any] = global_options()(function)
+        return click.command(name, cls=click.Command, **attributes)(decorated)
+
+    return decorate
+
+
+def _complete_instance(
+    ctx: click.Context, _parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    try:
+        with ctx.ensure_object(Session).node() as node:
+            rows = node.list()
+    except (NativertError, OSError):
+        # Nobody asked for a report between two key strokes.
+        return []
+    return [CompletionItem(r.name, help=r.state) for r in rows if r.name.startswith(incomplete)]
+
+
+instance_argument = click.argument("instance", shell_complete=_complete_instance)
+instances_argument = click.argument(
+    "instances", metavar="INSTANCE...", nargs=-1, required=True, shell_complete=_complete_instance
+)
+optional_instances_argument = click.argument(
+    "instances", metavar="[INSTANCE...]", nargs=-1, shell_complete=_complete_instance
+)
+descriptor_argument = click.argument(
+    "descriptor", type=click.Path(allow_dash=True), metavar="DESCRIPTOR"
+)
+
+
+def read_descriptor(path: str) -> Descriptor:
+    """Decode the descriptor in *path* ("-" is stdin); DescriptorError, OSError."""
+    from nativert.fdu.descriptor import decode
+
+    if path == "-":
+        return decode(sys.stdin.buffer.read(_DESCRIPTOR_READ_LIMIT), source="<stdin>")
+    try:
+        with open(path, "rb") as file:
+            return decode(file.read(_DESCRIPTOR_READ_LIMIT), source=path)
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as e:
+        raise NativertError(f"{path}: {e.strerror}", code=Code.DESCRIPTOR) from None
+
+
+def _state(row: Instance) -> str:
+    return f"{row.name} {row.state}"
+
+
+def show(session: Session, row: Instance) -> None:
+    """Print where an operation has left one instance."""
+    if session.json:
+        output.document(row)
+    else:
+        output.line(_state(row))
+
+
+def for_each(
+    session: Session,
+    refs: Sequence[str],
+    operation: Callable[[Node, str], Instance],
+    *,
+    shown: Callable[[Instance], str] = _state,
+) -> None:
+    """Do *operation* for every instance, also after one has failed; raises what failed together."""
+    rows: list[Instance] = []
+    errors: list[Exception] = []
+    closed: output.StdoutClosedError | None = None
+    with session.node() as node:
+        for ref in refs:
+            try:
+                row = operation(node, ref)
+            except (NativertError, OSError) as e:
+                errors.append(e)
+                continue
+            rows.append(row)
+            if not session.json:
+                try:
+                    output.line(shown(row))
+                except output.StdoutClosedError as e:
+                    closed = e
+    if session.json:
+        output.document(rows)
+    if errors:
+        raise ExceptionGroup("some instances failed", errors)
+    if closed is not None:
+        raise closed

@@ -1,0 +1,40 @@
+"""The host below the instances: gc and doctor."""
+
+from __future__ import annotations
+
+import click
+
+from nativert.cli import context, output
+from nativert.cli.context import Session, pass_session
+
+
+@context.command("gc")
+@click.option("--dry-run", is_flag=True, help="Only tell what would be removed.")
+@pass_session
+def gc(session: Session, dry_run: bool) -> int:
+    """Remove what carries this node's tag and belongs to no instance."""
+    with session.node() as node:
+        leftovers = node.gc(dry_run=dry_run)
+    if session.json:
+        output.document(leftovers)
+    elif leftovers:
+        rows = [[item.kind, item.name, "yes" if item.removed else "no"] for item in leftovers]
+        output.table(["KIND", "NAME", "REMOVED"], rows, numbers=())
+    else:
+        output.line("nothing is left over")
+    kept = not dry_run and any(not item.removed for item in leftovers)
+    return 1 if kept else 0
+
+
+@context.command("doctor")
+@pass_session
+def doctor(session: Session) -> int:
+    """Tell what this host can and cannot enforce, and how to mend it; exit code 1 if not all."""
+    with session.node() as node:
+        checks = node.doctor()
+    if session.json:
+        output.document(checks)
+    else:
+        rows = [["✓" if c.ok else "✗", c.name, c.detail, c.fix or output.UNKNOWN] for c in checks]
+        output.table(["OK", "CHECK", "FOUND", "FIX"], rows, numbers=())
+    return 0 if all(check.ok for check in checks) else 1

@@ -1,0 +1,135 @@
+"""`run`: one application in the foreground, from define to undefine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from queue import SimpleQueue
+from typing import TYPE_CHECKING
+
+import click
+import msgspec
+
+from nativert.cli import context, output, quantities
+from nativert.cli.context import Session, pass_session
+from nativert.cli.failures import AFTER_START, CommandError, Failure, after_start
+from nativert.cli.interrupts import Interrupted, delivered, interrupt
+from nativert.cli.watch import Event, Watch
+from nativert.errors import Code, NativertError, UnknownInstanceError
+from nativert.fdu.descriptor import Descriptor
+from nativert.runtime.views import Instance
+
+if TYPE_CHECKING:
+    from nativert.runtime.node import Node
+
+
+@context.command("run")
+@context.descriptor_argument
+@quantities.env_option
+@click.option("--name", metavar="N", help="Name the instance; the descriptor's name otherwise.")
+@click.option("--keep", is_flag=True, help="Leave the instance configured after the end.")
+@click.option("-d", "--detach", is_flag=True, help="Print the UUID and leave it running.")
+@click.option("--bind-here", is_flag=True, help="Show this directory inside, read-only.")
+@pass_session
+def run(
+    session: Session,
+    descriptor: str,
+    env: Sequence[tuple[str, str]],
+    name: str | None,
+    keep: bool,
+    detach: bool,
+    bind_here: bool,
+) -> int:
+    """Define, configure and start an application, and stream its log.
+
+    Ctrl-C, TERM or HUP stop it; a second Ctrl-C kills it. After its end the instance is cleaned
+    and undefined. The exit code is the application's, 128+n when signal n ended it.
+    """
+    accepted = context.read_descriptor(descriptor)
+    if bind_here:
+        accepted = _with_this_directory(accepted)
+    events: SimpleQueue[Event] = SimpleQueue()
+    # From here to the end signals wait in the queue, except where one may interrupt.
+    with delivered(events.put), session.node() as node:
+        row = node.define(accepted, name=name)
+        try:
+            row = _start(node, row, dict(env), events)
+        except BaseException as e:
+            _discard(node, row, e)
+            raise
+        if detach:
+            _print_started(session, row)
+            return 0
+        return _foreground(session, node, row, events, keep=keep)
+
+
+def _with_this_directory(descriptor: Descriptor) -> Descriptor:
+    from nativert.fdu.native import Mount
+
+    here = os.getcwd()
+    mounts = [*descriptor.native.mounts, Mount(source=here, target=here, read_only=True)]
+    native = msgspec.structs.replace(descriptor.native, mounts=mounts)
+    return msgspec.structs.replace(descriptor, native=native)
+
+
+def _start(node: Node, row: Instance, env: dict[str, str], events: SimpleQueue[Event]) -> Instance:
+    with delivered(interrupt):
+        if not events.empty():
+            # It came while define had the queue only.
+            raise Interrupted(_signal(events))
+        node.configure(row.instance)
+        return node.run(row.instance, env=env)
+
+
+def _signal(events: SimpleQueue[Event]) -> int:
+    event = events.get()
+    assert isinstance(event, int)
+    return event
+
+
+def _discard(node: Node, row: Instance, error: BaseException) -> None:
+    """Remove what a failed start has left; raises *error* together with what that meets."""
+    try:
+        node.remove(row.instance, force=True)
+    except UnknownInstanceError:
+        pass
+    except (NativertError, OSError) as left:
+        raise BaseExceptionGroup("run failed, and so did the removal", [error, left]) from None
+
+
+def _print_started(session: Session, row: Instance) -> None:
+    if session.json:
+        output.document(row)
+    else:
+        output.line(row.instance)
+
+
+def _foreground(
+    session: Session, node: Node, row: Instance, events: SimpleQueue[Event], *, keep: bool
+) -> int:
+    watch = Watch(session, node, row.instance, events)
+    try:
+        ended = watch.until_the_end()
+    except (NativertError, OSError) as e:
+        error = after_start(e)
+        if not keep:
+            _discard(node, row, error)
+        raise error from e
+    if not keep:
+        try:
+            node.remove(row.instance)
+        except UnknownInstanceError:
+            pass
+        except (NativertError, OSError) as e:
+            raise after_start(e) from e
+    return _verdict(ended, asked=watch.stopping)
+
+
+def _verdict(ended: Instance, *, asked: bool) -> int:
+    end = ended.end
+    if end is None:
+        message = f"{ended.name}: ended, and nothing says how"
+        raise CommandError(Failure(Code.FAILED.word, message, "", AFTER_START))
+    if end.reason not in ("exited", "stopped") and not asked:
+        raise CommandError(Failure(end.reason, f"{ended.name}: {end.message}", "", end.code))
+    return end.code

@@ -1,0 +1,123 @@
+"""A running application seen from the foreground: its log, its end, and the operator's signals.
+
+Three things happen at once: the log is relayed, the end is awaited, and a signal may ask for
+the stop, which itself may take the whole grace period while the log goes on. Each has a thread
+and a `Node` of its own; all report to one queue, which the main thread reads.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from queue import SimpleQueue
+from threading import Thread
+from typing import TYPE_CHECKING
+
+from nativert.cli.context import Session
+from nativert.cli.output import StdoutClosedError
+from nativert.cli.relay import Relay
+from nativert.errors import NativertError, TransitionError
+from nativert.runtime.views import Instance
+
+if TYPE_CHECKING:
+    from nativert.runtime.node import Node
+
+
+@dataclass(frozen=True, slots=True)
+class Drained:
+    """The log was relayed to its end."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReaderGone:
+    """Nobody reads this command's stdout or stderr any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """The stop that was asked for is done, or was not needed."""
+
+
+# A number is a signal, an Instance the one that ended.
+Event = int | Instance | Drained | ReaderGone | Stopped | NativertError | OSError
+
+
+class Watch:
+    """Follows one instance until its application ended and the log is drained."""
+
+    def __init__(
+        self, session: Session, node: Node, instance: str, events: SimpleQueue[Event]
+    ) -> None:
+        self._session = session
+        self._node = node
+        self._instance = instance
+        self._events = events
+        self.stopping = False
+
+    def until_the_end(self) -> Instance:
+        """Return the instance after its end; raises what one of the threads has met."""
+        self._begin(self._relay_log)
+        self._begin(self._await_end)
+        ended: Instance | None = None
+        drained = stopped = False
+        while ended is None or not drained or stopped is not self.stopping:
+            match self._events.get():
+                case Instance() as ended:
+                    pass
+                case Drained():
+                    drained = True
+                case Stopped():
+                    stopped = True
+                case ReaderGone():
+                    drained = True
+                    self._stop()
+                case NativertError() | OSError() as error:
+                    raise error
+                case _ if ended is not None:
+                    # Only the log is left, and whoever reads it does not: a stopped terminal.
+                    drained = True
+                case signal.SIGINT if self.stopping:
+                    self._node.kill(self._instance, signal.SIGKILL)
+                case _:
+                    self._stop()
+        return ended
+
+    def _begin(self, body: Callable[[Node], Event]) -> None:
+        def report() -> None:
+            try:
+                with self._session.node() as node:
+                    event = body(node)
+            except (NativertError, OSError) as e:
+                event = e
+            self._events.put(event)
+
+        # Daemon: a thread that waits for a reader of stdout must not keep the process.
+        Thread(target=report, name=body.__name__, daemon=True).start()
+
+    def _relay_log(self, node: Node) -> Event:
+        relay = Relay()
+        try:
+            for line in node.logs(self._instance, follow=True):
+                relay.write(line)
+        except StdoutClosedError:
+            return ReaderGone()
+        return Drained()
+
+    def _await_end(self, node: Node) -> Event:
+        return node.wait(self._instance)
+
+    def _stop(self) -> None:
+        if not self.stopping:
+            self.stopping = True
+            self._begin(self._stop_application)
+
+    def _stop_application(self, node: Node) -> Event:
+        try:
+            node.stop(self._instance)
+        except TransitionError as e:
+            # RUNNING is the only state to stop from. Paused: killed as it is. Else it has
+            # ended by itself, which the other thread reports.
+            if e.state == "PAUSED":
+                node.kill(self._instance, signal.SIGKILL)
+        return Stopped()
