@@ -101,6 +101,7 @@ _mount = _bind("mount", c_char_p, c_char_p, c_char_p, c_ulong, c_char_p)
 _umount2 = _bind("umount2", c_char_p, c_int)
 _prctl = _bind("prctl", c_int, c_ulong, c_ulong, c_ulong, c_ulong)
 _inotify_init1 = _bind("inotify_init1", c_int)
+_signalfd = _bind("signalfd", c_int, c_char_p, c_int)
 _inotify_add_watch = _bind("inotify_add_watch", c_int, c_char_p, c_uint32)
 _syscall = _libc["syscall"]
 _syscall.restype = c_long
@@ -266,6 +267,17 @@ def clone3(flags: int = 0, *, cgroup: int | None = None) -> tuple[int, int]:
     if pid == -1:
         raise OSError(errno, f"clone3({flags:#x}): {os.strerror(errno)}")
     return pid, pidfd.value
+
+
+def signalfd(signals: frozenset[int]) -> int:
+    """Return a non-blocking descriptor that reads the given blocked signals; see signalfd(2)."""
+    mask = 0
+    for number in signals:
+        mask |= 1 << (number - 1)
+    # SFD_NONBLOCK and SFD_CLOEXEC have the values of O_NONBLOCK and O_CLOEXEC. glibc's
+    # sigset_t is 128 bytes.
+    flags = os.O_NONBLOCK | os.O_CLOEXEC
+    return _check(_signalfd(-1, mask.to_bytes(128, "little"), flags), "signalfd")
 
 
 def inotify_init1(flags: int = IN_CLOEXEC | IN_NONBLOCK) -> int:

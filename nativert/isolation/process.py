@@ -1,0 +1,93 @@
+"""Who a process is: start time, pidfd, liveness. A bare pid is never trusted.
+
+A pid is reused; (pid, start time) is not, within one boot. A zombie keeps both,
+so "alive" also asks the pidfd, which becomes readable when the process ends.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+
+
+def start_time(pid: int) -> int | None:
+    """Return the start time in clock ticks since boot, or None if there is no such process.
+
+    Field 22 of /proc/pid/stat; see proc(5).
+    """
+    try:
+        fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        stat = os.read(fd, 1024)
+    except ProcessLookupError:
+        return None
+    finally:
+        os.close(fd)
+    # The second field is the name in parentheses and may itself hold blanks and ")".
+    return int(stat[stat.rindex(b")") + 2 :].split()[19])
+
+
+def ended(pidfd: int) -> bool:
+    """Tell whether the process behind *pidfd* has ended, also when nobody reaped it."""
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+def open_pidfd(pid: int, start: int) -> int | None:
+    """Return a pidfd of the process that started at *start*, or None if it is gone."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return None
+    # Read after the pidfd is held: from here on the pid cannot change its meaning.
+    if start_time(pid) == start and not ended(pidfd):
+        return pidfd
+    os.close(pidfd)
+    return None
+
+
+def alive(pid: int | None, start: int | None) -> bool:
+    """Tell whether the process that had *pid* since *start* still runs."""
+    if pid is None or start is None:
+        return False
+    pidfd = open_pidfd(pid, start)
+    if pidfd is None:
+        return False
+    os.close(pidfd)
+    return True
+
+
+def wait_end(pidfd: int, timeout_s: float) -> bool:
+    """Wait until the process behind *pidfd* has ended; False after *timeout_s*."""
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(max(0, int(timeout_s * 1000))))
+
+
+def kill(pid: int, start: int) -> None:
+    """Send SIGKILL to the process that started at *start*; nothing if it is gone."""
+    pidfd = open_pidfd(pid, start)
+    if pidfd is None:
+        return
+    try:
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    except ProcessLookupError:
+        pass  # It ended between the look and the signal: what was wanted.
+    finally:
+        os.close(pidfd)
+
+
+def host_pid(pidfd: int) -> int:
+    """Return the pid behind *pidfd* as this process's PID namespace numbers it; -1 if gone.
+
+    The ``Pid:`` line of /proc/self/fdinfo; see pidfd_open(2).
+    """
+    with open(f"/proc/self/fdinfo/{pidfd}", encoding="ascii") as file:
+        for line in file:
+            if line.startswith("Pid:"):
+                return int(line[4:])
+    return -1

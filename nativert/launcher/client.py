@@ -1,0 +1,212 @@
+"""Reaching launcher and inits: start a launcher if there is none, call verbs.
+
+Synchronous calls with deadlines over sequenced-packet sockets. Errors that a peer
+reports come back as `ReportedError`; a peer that is gone as OSError or EOFError.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, NamedTuple, Self
+
+from nativert.launcher import protocol
+from nativert.launcher.protocol import Message
+
+_TIMEOUT_S: Final = 40.0
+_START_TIMEOUT_S: Final = 15.0
+
+
+class ReportedError(OSError):
+    """A step that failed in launcher, init or child; errno and path where the kernel gave them."""
+
+    def __init__(self, report: Mapping[str, Any]) -> None:
+        super().__init__(report.get("errno") or 0, report["text"], report.get("path"))
+        self.step: str = report["step"]
+
+    def __str__(self) -> str:
+        where = f": {self.filename}" if self.filename else ""
+        return f"{self.step}: {self.strerror}{where}"
+
+
+class Channel:
+    """One connection to a launcher or an init."""
+
+    def __init__(self, directory: Path, name: str, *, timeout_s: float = _TIMEOUT_S) -> None:
+        fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            self.sock.settimeout(timeout_s)
+            self.sock.connect(protocol.address(fd, name))
+            # Sent together with the first verb; the answer is read before that verb's.
+            protocol.send(self.sock, protocol.hello() | {"verb": "hello"})
+        except BaseException:
+            self.sock.close()
+            raise
+        finally:
+            os.close(fd)
+        self._peer: Message | None = None
+
+    def peer(self) -> Message:
+        """Return the peer's hello; OSError EPROTO if it speaks another protocol."""
+        if self._peer is None:
+            self._peer, _ = protocol.receive(self.sock)
+            if self._peer.get("proto") != protocol.PROTO:
+                raise OSError(errno.EPROTO, f"the peer speaks protocol {self._peer.get('proto')}")
+        return self._peer
+
+    def call(self, message: Message, fds: Sequence[int] = ()) -> tuple[Message, list[int]]:
+        """Send one verb and return the answer with its descriptors."""
+        protocol.send(self.sock, message, fds)
+        self.peer()
+        return self.receive()
+
+    def receive(self, timeout_s: float | None = -1.0) -> tuple[Message, list[int]]:
+        """Receive the next message; TimeoutError after *timeout_s*, None is for ever."""
+        if timeout_s is None or timeout_s >= 0:
+            self.sock.settimeout(timeout_s)
+        message, fds = protocol.receive(self.sock)
+        if "error" in message:
+            raise ReportedError(message["error"])
+        return message, fds
+
+    def close(self) -> None:
+        """Close the connection."""
+        self.sock.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, e: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Created(NamedTuple):
+    """A new init: its pid, a pidfd, and a descriptor of its network namespace or None."""
+
+    pid: int
+    pidfd: int
+    network: int | None
+
+
+class LauncherClient:
+    """The launcher of one node, started when there is none."""
+
+    def __init__(
+        self, run: Path, *, tasks: Sequence[str], init_cgroup: str | None, here: bool
+    ) -> None:
+        self._run = run
+        self._config = {
+            "run": str(run),
+            "tasks": list(tasks),
+            "init_cgroup": init_cgroup,
+            "here": here,
+            "idle_s": 5.0,
+        }
+        self._channel: Channel | None = None
+
+    def connect(self) -> Channel:
+        """Return a connection, starting the launcher if it is not there."""
+        if self._channel is not None:
+            return self._channel
+        deadline = time.monotonic() + _START_TIMEOUT_S
+        while True:
+            try:
+                channel = Channel(self._run, protocol.LAUNCHER_SOCKET)
+                channel.peer()
+            except (FileNotFoundError, ConnectionError, EOFError):
+                # None, or it left between our look and our word: each round tries both.
+                if time.monotonic() > deadline:
+                    raise TimeoutError(errno.ETIMEDOUT, "the launcher does not start") from None
+                if not self._start():
+                    time.sleep(0.01)
+                continue
+            self._channel = channel
+            return channel
+
+    def _start(self) -> bool:
+        # Executed, never forked: a client may have threads, and fork costs by its size.
+        # Its imports are found as ours were, without the site machinery.
+        server = "from nativert.launcher.server import main; main()"
+        code = f"import sys; sys.path[:] = {sys.path!r}; {server}"
+        environment = {"PATH": os.environ.get("PATH", "/usr/bin:/bin"), "LC_ALL": "C.UTF-8"}
+        if "NATIVERT_KERNEL" in os.environ:
+            environment["NATIVERT_KERNEL"] = os.environ["NATIVERT_KERNEL"]
+        answer = subprocess.run(
+            [sys.executable, "-S", "-E", "-s", "-B", "-c", code],
+            input=json.dumps(self._config).encode(),
+            capture_output=True,
+            start_new_session=True,
+            env=environment,
+            timeout=_START_TIMEOUT_S,
+            check=False,
+        )
+        try:
+            message = json.loads(answer.stdout)
+        except ValueError:
+            text = answer.stderr.decode(errors="replace").strip()
+            raise OSError(errno.ECHILD, f"the launcher did not start: {text[-2000:]}") from None
+        if "error" in message:
+            raise ReportedError(message["error"])
+        if "foreign" in message:
+            raise OSError(
+                errno.EXDEV,
+                f"not in the host's {message['foreign']} namespace; --here starts instances here",
+            )
+        return bool(message.get("ok"))
+
+    def create(self, sandbox: Any) -> Created:
+        """Create an init for a `plan.Sandbox`; raises ReportedError, OSError."""
+        message = {"verb": "create", "sandbox": sandbox._asdict()}
+        for attempt in range(2):
+            channel = self.connect()
+            try:
+                answer, fds = channel.call(message)
+            except (EOFError, ConnectionError) as e:
+                # It left, being idle, just before the call. A creation that it had begun dies
+                # with the connection, so asking the next one is safe.
+                self.close()
+                if attempt:
+                    raise OSError(errno.ECHILD, f"the launcher ended during create: {e}") from e
+                continue
+            except ReportedError:
+                raise
+            except BaseException:
+                # A timeout or an interrupt leaves an answer on its way: drop the connection.
+                self.close()
+                raise
+            return Created(answer["pid"], fds[0], fds[1] if len(fds) > 1 else None)
+        raise AssertionError
+
+    def rlimits(self) -> dict[str, tuple[int, int]]:
+        """Return the resource limits that applications start from."""
+        limits: dict[str, tuple[int, int]] = self.connect().peer()["rlimits"]
+        return limits
+
+    def leave(self) -> bool:
+        """Ask a running launcher without instances to end; False if it has some."""
+        self.close()
+        try:
+            with Channel(self._run, protocol.LAUNCHER_SOCKET, timeout_s=5.0) as channel:
+                channel.call({"verb": "leave"})
+        except (FileNotFoundError, ConnectionError, EOFError):
+            return True
+        except ReportedError:
+            return False
+        return True
+
+    def close(self) -> None:
+        """Close the connection; the launcher goes on."""
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None

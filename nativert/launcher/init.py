@@ -1,0 +1,406 @@
+"""init: PID 1 of one instance, from configure to clean.
+
+It is host root, outside the instance's cgroup and user namespace, and holds the other
+namespaces alive. It starts the application and sessions (`child`), reaps, relays the
+log, and tells the end in exit.json and to whoever follows. It serves its own socket
+and goes on whatever becomes of launcher, CLI or agent. One thread, one poll loop.
+Everything that it needs is imported before its root changes.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import struct
+from collections.abc import Callable
+from typing import Any, Final, NoReturn
+
+from nativert.isolation import credentials, namespaces, rootfs, syscalls
+from nativert.launcher import child, protocol
+from nativert.launcher.application import Application, Evidence
+from nativert.launcher.log import Log
+from nativert.launcher.plan import Program, Sandbox
+from nativert.launcher.protocol import Message
+from nativert.launcher.session import Session, open_terminal, read_report
+
+_MAX_CONNECTIONS: Final = 64
+# How long a piece of a line waits for its end before it is logged as it is.
+_PARTIAL_MS: Final = 200
+
+
+class Connection:
+    """One client: its socket, whether it follows the application, its session."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self.follows = False
+        self.session: Session | None = None
+
+
+class Init:
+    """The state of one init and its poll loop."""
+
+    def __init__(self, plan: Any) -> None:
+        self._plan = plan
+        self._hello = protocol.hello()
+        self._directory = os.open(plan.directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        log = plan.log
+        log_directory = os.open(log["directory"], os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._log = Log(log_directory, log["max_bytes"], log["files"])
+        self._evidence = Evidence(plan.cgroup)
+        self._around: child.Surroundings | None = None
+        self._application: Application | None = None
+        self._starter: Connection | None = None
+        self._connections: list[Connection] = []
+        self._handlers: dict[int, Callable[[], None]] = {}
+        self._poll = select.poll()
+        self._signals = syscalls.signalfd(frozenset({signal.SIGCHLD}))
+        self._watch(self._signals, self._reap)
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._listener.bind(protocol.address(self._directory, protocol.INIT_SOCKET))
+        self._listener.listen(_MAX_CONNECTIONS)
+        self._listener.setblocking(False)
+        self._watch(self._listener.fileno(), self._accept)
+
+    # -- set-up ------------------------------------------------------------------------
+
+    def surround(self, user: int) -> None:
+        """Open what every program of the instance is started into."""
+        cgroup = self._plan.cgroup
+        with open(self._plan.seccomp, "rb") as file:
+            program = syscalls.Filter(file.read())
+        into = cgroup.get("into")
+        self._around = child.Surroundings(
+            tasks=[os.open(path, os.O_WRONLY | os.O_CLOEXEC) for path in cgroup["tasks"]],
+            into=os.open(into, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC) if into else None,
+            user=user,
+            id_base=self._plan.id_base,
+            seccomp=program,
+            last_capability=credentials.last_capability(),
+        )
+
+    # -- the loop ----------------------------------------------------------------------
+
+    def _watch(self, fd: int, handler: Callable[[], None]) -> None:
+        self._handlers[fd] = handler
+        self._poll.register(fd, select.POLLIN)
+
+    def _unwatch(self, fd: int) -> None:
+        if self._handlers.pop(fd, None) is not None:
+            self._poll.unregister(fd)
+
+    def loop(self) -> NoReturn:
+        """Serve until released."""
+        while True:
+            pipes = self._application.pipes if self._application else []
+            waiting = any(pipe.pending for pipe in pipes)
+            events = self._poll.poll(_PARTIAL_MS if waiting else None)
+            if not events:
+                for pipe in pipes:
+                    pipe.flush()
+            for fd, _ in events:
+                handler = self._handlers.get(fd)
+                if handler is not None:
+                    handler()
+
+    # -- processes ---------------------------------------------------------------------
+
+    def _reap(self) -> None:
+        try:
+            while os.read(self._signals, 4096):
+                pass
+        except BlockingIOError:
+            pass
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                self._all_gone()
+                return
+            if pid == 0:
+                break
+            self._reaped(pid, status)
+        if self._application is not None and self._application.state == "ending":
+            # What a child of the application forked meanwhile dies with it.
+            self._kill_all()
+
+    def _reaped(self, pid: int, status: int) -> None:
+        application = self._application
+        if application is not None and pid == application.pid:
+            application.reaped(status)
+            if application.state == "starting":
+                self._application_report()
+            return
+        for connection in self._connections:
+            session = connection.session
+            if session is not None and session.pid == pid:
+                if not session.started:
+                    self._session_report(connection, session)
+                self._session_ended(connection, session, status)
+                return
+
+    def _all_gone(self) -> None:
+        application = self._application
+        if application is None or not application.main_ended:
+            return
+        if application.state == "starting":
+            return
+        for pipe in application.pipes:
+            self._unwatch(pipe.fd)
+        self._application = None
+        facts = application.finish(self._directory, self._hello["boot_id"])
+        for connection in list(self._connections):
+            if connection.follows:
+                connection.follows = False
+                self._send(connection, {"event": "end", "end": facts})
+
+    @staticmethod
+    def _kill_all(number: int = signal.SIGKILL) -> None:
+        # From PID 1 of a PID namespace, -1 means everybody in it except oneself: children
+        # that double-forked, and those that are born while the signal is sent, included.
+        try:
+            os.kill(-1, number)
+        except ProcessLookupError:
+            pass
+
+    # -- connections -------------------------------------------------------------------
+
+    def _accept(self) -> None:
+        sock, _ = self._listener.accept()
+        credentials_ = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+        _, uid, _ = struct.unpack("iII", credentials_)
+        if uid != 0 or len(self._connections) >= _MAX_CONNECTIONS:
+            sock.close()
+            return
+        sock.setblocking(False)
+        connection = Connection(sock)
+        self._connections.append(connection)
+        self._watch(sock.fileno(), lambda: self._receive(connection))
+
+    def _drop(self, connection: Connection) -> None:
+        if connection not in self._connections:
+            return
+        self._connections.remove(connection)
+        self._unwatch(connection.sock.fileno())
+        connection.sock.close()
+        if connection is self._starter:
+            self._starter = None
+        if connection.session is not None:
+            # Nobody is left to hear its end: hang up, as a terminal would.
+            try:
+                os.killpg(connection.session.pid, signal.SIGHUP)
+                os.killpg(connection.session.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+
+    def _send(self, connection: Connection, message: Message, *fds: int) -> None:
+        try:
+            protocol.send(connection.sock, message, fds)
+        except OSError:
+            # Gone, or it does not read: init waits for nobody.
+            self._drop(connection)
+
+    def _receive(self, connection: Connection) -> None:
+        try:
+            message, fds = protocol.receive(connection.sock)
+        except BlockingIOError:
+            return
+        except (EOFError, OSError, ValueError):
+            self._drop(connection)
+            return
+        verb = message.get("verb")
+        try:
+            if verb == "run":
+                self._run(connection, message)
+            elif verb in ("exec", "script"):
+                self._exec(connection, message, fds)
+            elif verb == "signal":
+                self._signal(connection, message)
+            elif verb == "status":
+                connection.follows = bool(message.get("follow")) and self._application is not None
+                self._send(connection, self._status())
+            elif verb == "release":
+                self._release(connection)
+            elif verb == "hello":
+                self._send(connection, self._hello)
+            else:
+                raise ValueError(f"unknown verb {verb!r}")
+        except (OSError, ValueError, KeyError, TypeError) as e:
+            self._send(connection, protocol.error_message(f"{verb}", e))
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    # -- verbs -------------------------------------------------------------------------
+
+    def _status(self) -> Message:
+        application = self._application
+        if application is None:
+            return {"state": "idle", "lost_log_bytes": self._log.lost_bytes}
+        return {
+            "state": application.state,
+            "run": application.number,
+            "pid": application.pid,
+            "start": application.start,
+            "started_at": application.started_at,
+            "lost_log_bytes": self._log.lost_bytes,
+        }
+
+    def _run(self, connection: Connection, message: Message) -> None:
+        if self._application is not None:
+            raise BlockingIOError(16, "the application runs already")
+        assert self._around is not None
+        try:
+            os.unlink(protocol.EXIT_FILE, dir_fd=self._directory)
+        except FileNotFoundError:
+            pass
+        program = Program(**message["program"])
+        application = Application(message["run"], program, self._around, self._log, self._evidence)
+        self._application = application
+        self._starter = connection
+        connection.follows = bool(message.get("follow"))
+        self._watch(application.report, self._application_report)
+        for pipe in application.pipes:
+            self._watch(pipe.fd, lambda pipe=pipe: self._relay(pipe))  # type: ignore[misc]
+
+    def _relay(self, pipe: Any) -> None:
+        if not pipe.relay():
+            self._unwatch(pipe.fd)
+
+    def _application_report(self) -> None:
+        application = self._application
+        if application is None or application.state != "starting":
+            return
+        report = read_report(application.report)
+        if report is None:
+            return
+        self._unwatch(application.report)
+        os.close(application.report)
+        starter, self._starter = self._starter, None
+        if report:
+            # It never was the application: the child goes, the run did not happen.
+            for pipe in application.pipes:
+                self._unwatch(pipe.fd)
+                pipe.close()
+            if not application.main_ended:
+                os.waitpid(application.pid, 0)
+            os.close(application.pidfd)
+            self._application = None
+            if starter is not None:
+                starter.follows = False
+                self._send(starter, report)
+            return
+        application.state = "ending" if application.main_ended else "running"
+        if starter is not None:
+            self._send(starter, {"ok": True} | self._status(), application.pidfd)
+
+    def _exec(self, connection: Connection, message: Message, fds: list[int]) -> None:
+        if connection.session is not None:
+            raise ValueError("this connection has a session already")
+        assert self._around is not None
+        master = -1
+        terminal = bool(message.get("terminal"))
+        if terminal:
+            # The instance's own devpts, so that ttyname(3) works inside.
+            master, slave = open_terminal(message.get("rows", 24), message.get("columns", 80))
+            stdio = [slave, slave, slave]
+        elif len(fds) == 3:
+            stdio = fds
+        else:
+            raise ValueError("three descriptors are needed")
+        try:
+            program = Program(**message["program"])
+            started = child.start(program, self._around, stdio, terminal=terminal)
+        finally:
+            if terminal:
+                os.close(slave)
+        session = Session(*started)
+        connection.session = session
+        if terminal:
+            self._send(connection, {"terminal": True}, master)
+            os.close(master)
+        self._watch(session.report, lambda: self._session_report(connection, session))
+
+    def _session_report(self, connection: Connection, session: Session) -> None:
+        report = read_report(session.report)
+        if report is None or session.started:
+            return
+        session.started = True
+        self._unwatch(session.report)
+        os.close(session.report)
+        if report:
+            session.failed = True
+            self._send(connection, report)
+        else:
+            self._send(connection, {"ok": True, "pid": session.pid})
+
+    def _session_ended(self, connection: Connection, session: Session, status: int) -> None:
+        os.close(session.pidfd)
+        connection.session = None
+        if not session.failed:
+            code = os.waitstatus_to_exitcode(status)
+            self._send(connection, {"event": "exit", "code": code})
+
+    def _signal(self, connection: Connection, message: Message) -> None:
+        number = int(message["signal"])
+        if message.get("all"):
+            self._kill_all(number)
+        elif self._application is None or self._application.main_ended:
+            raise ProcessLookupError(3, "the application does not run")
+        else:
+            signal.pidfd_send_signal(self._application.pidfd, number)
+        self._send(connection, {"ok": True})
+
+    def _release(self, connection: Connection) -> None:
+        self._kill_all()
+        connection.sock.setblocking(True)
+        self._send(connection, {"ok": True})
+        # The kernel kills and reaps what is left of the PID namespace before this ends.
+        os._exit(0)
+
+
+def main(plan: Message, control: socket.socket) -> NoReturn:
+    """Become the init of *plan*: called in the fork, in new PID and mount namespaces."""
+    step = "init"
+    try:
+        signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
+        os.setsid()
+        sandbox = Sandbox(**plan)
+        credentials.hide_from_instance()
+        credentials.name_process(f"nativert-init {sandbox.instance[:8]}")
+        init = Init(sandbox)
+        step = "root file system"
+        rootfs.make_private()
+        new_root = f"{sandbox.directory}/root"
+        root = rootfs.build(
+            new_root, [rootfs.Step(*s) for s in sandbox.root], shm_bytes=sandbox.shm_bytes
+        )
+        step = "namespaces"
+        message, fds = protocol.receive(control)
+        held = dict(zip(message["namespaces"], fds, strict=True))
+        namespaces.join(held)
+        step = "hostname"
+        socket.sethostname(sandbox.hostname)
+        if sandbox.network:
+            step = "network namespace"
+            namespaces.loopback_up()
+            namespaces.allow_unprivileged_network(sandbox.id_count - 1)
+        step = "cgroup"
+        init.surround(held["user"])
+        step = "root file system"
+        rootfs.finish(new_root, root, own_network=sandbox.network)
+        for name, fd in held.items():
+            if name != "user":
+                os.close(fd)
+        protocol.send(control, {"ok": True})
+        control.close()
+        init.loop()
+    except BaseException as e:  # noqa: BLE001 - the launcher is told, and init ends here
+        try:
+            protocol.send(control, protocol.error_message(step, e))
+        except OSError:
+            pass
+    finally:
+        os._exit(1)

@@ -1,0 +1,343 @@
+"""The launcher: the only process that forks instances' inits.
+
+Executed (never forked) by whoever needs it first, it leaves that process's session,
+cgroup, limits and environment, then serves ``launcher.sock``: one verb, create, that
+answers with init's pid, its pidfd and the network namespace. It is the inits' parent
+and subreaper and may die at any time: inits go on at their own sockets. Without
+instances and clients it leaves after some seconds. One thread, one poll loop.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import gc
+import json
+import os
+import resource
+import select
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from typing import Final, NoReturn
+
+from nativert.isolation import credentials, namespaces, syscalls
+from nativert.launcher import init, protocol
+from nativert.launcher.protocol import Message
+
+LOCK: Final = "launcher.lock"
+# An init that has not answered by then is killed: a hung mount must not hold its caller.
+_CREATE_TIMEOUT_S: Final = 30.0
+
+
+class Pending:
+    """A creation that waits for init's word."""
+
+    def __init__(
+        self, client: socket.socket, control: socket.socket, pid: int, pidfd: int, network: int
+    ) -> None:
+        self.client = client
+        self.control = control
+        self.pid = pid
+        self.pidfd = pidfd
+        self.network = network
+        self.deadline = time.monotonic() + _CREATE_TIMEOUT_S
+
+    def close(self) -> None:
+        """Close what the creation held."""
+        self.control.close()
+        os.close(self.pidfd)
+        if self.network >= 0:
+            os.close(self.network)
+
+
+class Launcher:
+    """The state of the launcher and its poll loop."""
+
+    def __init__(self, config: Message, rlimits: dict[str, tuple[int, int]]) -> None:
+        self._idle_s = float(config["idle_s"])
+        self._hello = protocol.hello() | {"rlimits": rlimits}
+        into = config.get("init_cgroup")
+        self._init_cgroup = os.open(into, os.O_RDONLY | os.O_CLOEXEC) if into else None
+        self._clients: dict[int, socket.socket] = {}
+        self._pending: dict[int, Pending] = {}
+        self._children: set[int] = set()
+        self._handlers: dict[int, Callable[[], None]] = {}
+        self._poll = select.poll()
+        self._signals = syscalls.signalfd(frozenset({signal.SIGCHLD}))
+        self._watch(self._signals, self._reap)
+        self._run = os.open(config["run"], os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            os.unlink(protocol.LAUNCHER_SOCKET, dir_fd=self._run)
+        except FileNotFoundError:
+            pass
+        mask = os.umask(0o177)
+        self._listener.bind(protocol.address(self._run, protocol.LAUNCHER_SOCKET))
+        os.umask(mask)
+        self._listener.listen(128)
+        self._watch(self._listener.fileno(), self._accept)
+
+    def _watch(self, fd: int, handler: Callable[[], None]) -> None:
+        self._handlers[fd] = handler
+        self._poll.register(fd, select.POLLIN)
+
+    def _unwatch(self, fd: int) -> None:
+        if self._handlers.pop(fd, None) is not None:
+            self._poll.unregister(fd)
+
+    def loop(self) -> None:
+        """Serve until there has been nothing to do for a while."""
+        while True:
+            busy = bool(self._clients or self._children)
+            timeout_s = 1.0 if self._pending else None if busy else self._idle_s
+            events = self._poll.poll(None if timeout_s is None else timeout_s * 1000)
+            if not events and not busy:
+                # Unlinked before the listener closes: who finds no socket starts another.
+                os.unlink(protocol.LAUNCHER_SOCKET, dir_fd=self._run)
+                return
+            for fd, _ in events:
+                handler = self._handlers.get(fd)
+                if handler is not None:
+                    handler()
+            self._expire()
+
+    def _expire(self) -> None:
+        now = time.monotonic()
+        for fd, pending in list(self._pending.items()):
+            if pending.deadline < now:
+                late = TimeoutError(110, f"init has not answered for {_CREATE_TIMEOUT_S:.0f} s")
+                self._finish(fd, pending, protocol.error_message("init", late))
+
+    def _reap(self) -> None:
+        try:
+            while os.read(self._signals, 4096):
+                pass
+        except BlockingIOError:
+            pass
+        while True:
+            try:
+                pid, _ = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                self._children.clear()
+                return
+            if pid == 0:
+                return
+            self._children.discard(pid)
+
+    def _accept(self) -> None:
+        client, _ = self._listener.accept()
+        client.settimeout(5.0)
+        self._clients[client.fileno()] = client
+        self._watch(client.fileno(), lambda: self._receive(client))
+
+    def _drop(self, client: socket.socket) -> None:
+        fd = client.fileno()
+        if fd < 0:
+            return
+        self._unwatch(fd)
+        self._clients.pop(fd, None)
+        client.close()
+        for control, pending in list(self._pending.items()):
+            if pending.client is client:
+                # Nobody will own what was asked for.
+                self._finish(control, pending, None)
+
+    def _answer(self, client: socket.socket, message: Message, *fds: int) -> None:
+        if client.fileno() < 0:
+            return
+        try:
+            protocol.send(client, message, fds)
+        except OSError:
+            self._drop(client)
+
+    def _receive(self, client: socket.socket) -> None:
+        try:
+            message, fds = protocol.receive(client)
+        except (EOFError, OSError, ValueError):
+            self._drop(client)
+            return
+        for fd in fds:
+            os.close(fd)
+        verb = message.get("verb")
+        try:
+            if verb == "create":
+                self._create(client, message["sandbox"])
+            elif verb == "hello":
+                self._answer(client, self._hello)
+            elif verb == "leave":
+                self._leave(client)
+            else:
+                raise ValueError(f"unknown verb {verb!r}")
+        except (OSError, ValueError, KeyError, TypeError) as e:
+            self._answer(client, protocol.error_message(f"{verb}", e))
+
+    def _leave(self, client: socket.socket) -> None:
+        if self._children:
+            raise BlockingIOError(16, f"{len(self._children)} instances are alive")
+        os.unlink(protocol.LAUNCHER_SOCKET, dir_fd=self._run)
+        self._answer(client, {"ok": True})
+        sys.exit(0)
+
+    # -- creation ----------------------------------------------------------------------
+
+    def _create(self, client: socket.socket, sandbox: Message) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            pid, pidfd = syscalls.clone3(
+                syscalls.CLONE_NEWPID | syscalls.CLONE_NEWNS, cgroup=self._init_cgroup
+            )
+        except BaseException:
+            ours.close()
+            theirs.close()
+            raise
+        if pid == 0:
+            self._become_init(sandbox, theirs)
+        theirs.close()
+        ours.settimeout(5.0)
+        pending = Pending(client, ours, pid, pidfd, -1)
+        self._children.add(pid)
+        self._pending[ours.fileno()] = pending
+        try:
+            # While init builds its root on another cpu.
+            held = namespaces.create(
+                sandbox["id_base"], sandbox["id_count"], network=sandbox["network"]
+            )
+        except OSError as e:
+            self._finish(ours.fileno(), pending, protocol.error_message("namespaces", e))
+            return
+        pending.network = held.get("net", -1)
+        try:
+            protocol.send(ours, {"namespaces": list(held)}, list(held.values()))
+        except OSError:
+            pass  # Init has ended; what it said is read below.
+        finally:
+            for name, fd in held.items():
+                if name != "net":
+                    os.close(fd)
+        self._watch(ours.fileno(), lambda: self._init_answers(pending))
+
+    def _init_answers(self, pending: Pending) -> None:
+        fd = pending.control.fileno()
+        try:
+            message, _ = protocol.receive(pending.control)
+        except (EOFError, OSError, ValueError) as e:
+            message = protocol.error_message("init", OSError(3, f"init ended without a word: {e}"))
+        self._finish(fd, pending, message)
+
+    def _finish(self, fd: int, pending: Pending, message: Message | None) -> None:
+        self._unwatch(fd)
+        del self._pending[fd]
+        if message is not None and "error" not in message:
+            fds = [pending.pidfd] + ([pending.network] if pending.network >= 0 else [])
+            self._answer(pending.client, {"ok": True, "pid": pending.pid}, *fds)
+        else:
+            try:
+                signal.pidfd_send_signal(pending.pidfd, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+            try:
+                os.waitpid(pending.pid, 0)
+            except ChildProcessError:
+                pass
+            self._children.discard(pending.pid)
+            if message is not None:
+                self._answer(pending.client, message)
+        pending.close()
+
+    def _become_init(self, sandbox: Message, control: socket.socket) -> NoReturn:
+        # Python objects that own descriptors must not close them again by number later.
+        fd = control.detach()
+        for client in self._clients.values():
+            client.detach()
+        for pending in self._pending.values():
+            pending.control.detach()
+        self._listener.detach()
+        os.dup2(fd, 3, inheritable=False)
+        syscalls.close_range(4, 0xFFFFFFFF)
+        init.main(sandbox, socket.socket(fileno=3))
+
+
+def _same_namespace(name: str) -> bool:
+    try:
+        return os.stat(f"/proc/self/ns/{name}").st_ino == os.stat(f"/proc/1/ns/{name}").st_ino
+    except OSError:
+        # A hardened PID 1 does not let itself be looked at; then nothing can be told.
+        return True
+
+
+def _leave_surroundings(config: Message) -> dict[str, tuple[int, int]]:
+    """Put off what the starter happened to have; return the limits for applications."""
+    os.chdir("/")
+    os.umask(0o022)
+    for path in config["tasks"]:
+        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(fd, b"0")
+        finally:
+            os.close(fd)
+    os.setpriority(os.PRIO_PROCESS, 0, 0)
+    try:
+        credentials.set_oom_score_adj(0)
+    except PermissionError:
+        pass  # Lowering needs CAP_SYS_RESOURCE; each application sets its own anyway.
+    try:
+        syscalls.join_session_keyring()
+    except OSError:
+        pass  # A kernel without keys has none to inherit.
+    rlimits = credentials.current_rlimits()
+    hard = rlimits["nofile"][1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return rlimits
+
+
+def _say(message: Message) -> None:
+    os.write(1, json.dumps(message).encode())
+
+
+def main() -> None:
+    """Read the configuration from standard input, detach, say ready, serve."""
+    config = json.load(sys.stdin)
+    lock = os.open(f"{config['run']}/{LOCK}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        _say({"busy": True})
+        return
+    if not config["here"]:
+        for name in ("mnt", "net"):
+            if not _same_namespace(name):
+                _say({"foreign": name})
+                return
+    # The starter has made a new session; leaving its leader means that no terminal can
+    # ever be acquired, and that the starter's wait ends at once.
+    if os.fork():
+        os._exit(0)
+    try:
+        credentials.become_subreaper()
+        credentials.name_process("nativert-launcher")
+        # All of them, for good: inits inherit the mask and read signals from descriptors.
+        signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
+        rlimits = _leave_surroundings(config)
+        launcher = Launcher(config, rlimits)
+    except OSError as e:
+        _say(protocol.error_message("launcher", e))
+        return
+    _say({"ok": True, "pid": os.getpid()})
+    null = os.open("/dev/null", os.O_RDWR)
+    errors = os.open(f"{config['run']}/launcher.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    os.dup2(null, 0)
+    os.dup2(null, 1)
+    os.dup2(errors, 2)
+    os.close(null)
+    os.close(errors)
+    # What is there now is shared by every init for life: the collector must not touch it.
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    launcher.loop()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""Sessions inside an instance: programs started beside the application, by exec or script."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import struct
+import termios
+from typing import Final
+
+from nativert.launcher.protocol import Message
+
+# asm-generic/ioctls.h; the termios module has no name for these.
+_TIOCSPTLCK: Final = 0x40045431
+_TIOCGPTPEER: Final = 0x5441
+
+
+class Session:
+    """One program started by exec or script; its end is told to its connection."""
+
+    def __init__(self, pid: int, pidfd: int, report: int) -> None:
+        self.pid = pid
+        self.pidfd = pidfd
+        self.report = report
+        self.started = False
+        self.failed = False
+
+
+def read_report(fd: int) -> Message | None:
+    """Read a child's report: None if there is none yet, {} if exec happened."""
+    try:
+        data = os.read(fd, 65536)
+    except BlockingIOError:
+        return None
+    return dict(json.loads(data)) if data else {}
+
+
+def open_terminal(rows: int, columns: int) -> tuple[int, int]:
+    """Return (master, slave) of a new pseudo-terminal of the current root's /dev/pts."""
+    master = os.open("/dev/ptmx", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+    try:
+        fcntl.ioctl(master, _TIOCSPTLCK, struct.pack("i", 0))
+        # By ioctl, not by name: a name in /dev/pts could be another's (ioctl_tty(2)).
+        slave = fcntl.ioctl(master, _TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+        fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+    except BaseException:
+        os.close(master)
+        raise
+    return master, slave
