@@ -134,18 +134,11 @@ _T = TypeVar("_T", Facts, ExitFacts)
 
 def _read(path: Path, kind: type[_T]) -> _T | None:
     try:
-        return msgspec.json.decode(files.read(path, limit_bytes=1 << 20), type=kind)
+        return files.decode(path, kind, limit_bytes=1 << 20)
     except FileNotFoundError:
         return None
-    except (
-        msgspec.DecodeError,
-        UnicodeDecodeError,
-        RecursionError,
-        OverflowError,
-        IsADirectoryError,
-    ):
-        # What cannot be read must not stop the instance from being cleaned up. Other
-        # OSErrors (EMFILE, EIO) say nothing about the file and go to the caller.
+    except files.DamagedError:
+        # What cannot be read must not stop the instance from being cleaned up.
         try:
             files.put_aside(path)
         except FileNotFoundError:

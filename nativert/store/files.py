@@ -4,6 +4,15 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+_T = TypeVar("_T")
+
+
+class DamagedError(ValueError):
+    """A file does not hold what its writer wrote."""
 
 
 def replace(path: Path, data: bytes, *, mode: int = 0o600) -> None:
@@ -56,17 +65,33 @@ def sync_directory(path: Path) -> None:
         os.close(fd)
 
 
+def decode(path: Path, kind: type[_T], *, limit_bytes: int = 16 << 20) -> _T:
+    """Return what the JSON file *path* holds, as *kind*.
+
+    Raises FileNotFoundError, and DamagedError for content that cannot be what was written.
+    Other OSErrors (EMFILE, EIO) say nothing about the content and stay what they are.
+    """
+    try:
+        return msgspec.json.decode(read(path, limit_bytes=limit_bytes), type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, IsADirectoryError) as e:
+        raise DamagedError(f"{path}: {e}") from e
+
+
 def read(path: Path, *, limit_bytes: int = 16 << 20) -> bytes:
-    """Return what *path* holds, at most *limit_bytes*; more is an OverflowError."""
+    """Return the bytes of *path*; more than *limit_bytes* is a DamagedError."""
     # O_NONBLOCK: a FIFO in the place of the file must not hang the reader.
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    with os.fdopen(fd, "rb", buffering=0) as file:
-        data = b""
-        while chunk := file.read(1 << 16):
-            data += chunk
-            if len(data) > limit_bytes:
-                raise OverflowError(f"{path}: more than {limit_bytes} bytes")
-    return data
+    chunks: list[bytes] = []
+    size = 0
+    try:
+        while chunk := os.read(fd, 1 << 16):
+            chunks.append(chunk)
+            size += len(chunk)
+            if size > limit_bytes:
+                raise DamagedError(f"{path}: more than {limit_bytes} bytes")
+    finally:
+        os.close(fd)
+    return b"".join(chunks)
 
 
 def put_aside(path: Path) -> Path:

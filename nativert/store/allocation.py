@@ -1,0 +1,107 @@
+"""Addresses, link numbers and id ranges of one node, given out in the store's transaction."""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+from collections.abc import Sequence
+from ipaddress import IPv4Network
+from typing import TYPE_CHECKING, Final
+
+from nativert.errors import Code, NativertError
+from nativert.store.pools import BLOCK_RANGES, range_start
+
+if TYPE_CHECKING:
+    import sqlite3
+
+# A link name is nv, 6 digits of the tag, this number: at most 15 bytes (IFNAMSIZ - 1).
+MAX_LINK: Final = 9_999_999
+
+
+def take_address(
+    connection: sqlite3.Connection, subnet: IPv4Network, instance: str, interface: str
+) -> None:
+    """Give *interface* an address: a never used one, else the least recently released.
+
+    Network, gateway (the first host) and broadcast are not given out. Raises
+    NativertError(ADDRESS_EXHAUSTED).
+    """
+    first = int(subnet.network_address) + 2
+    last = int(subnet.broadcast_address) - 1
+    # Fresh addresses are given out upwards, so all above the highest known are unused.
+    highest = connection.execute(
+        "SELECT max(address) FROM addresses WHERE address BETWEEN ? AND ?", (first, last)
+    ).fetchone()[0]
+    address = first if highest is None else highest + 1
+    if address > last:
+        row = connection.execute(
+            "SELECT address FROM addresses WHERE instance IS NULL AND address BETWEEN ? AND ?"
+            " ORDER BY released, address LIMIT 1",
+            (first, last),
+        ).fetchone()
+        if row is None:
+            raise NativertError(
+                f"no address left in {subnet}: all {last - first + 1} are in use",
+                code=Code.ADDRESS_EXHAUSTED,
+                hint="undefine instances that are not needed any more",
+            )
+        address = row[0]
+    connection.execute(
+        "INSERT OR REPLACE INTO addresses (address, instance, interface) VALUES (?, ?, ?)",
+        (address, instance, interface),
+    )
+
+
+def release_addresses(connection: sqlite3.Connection, instance: str) -> None:
+    """Put the addresses of *instance* at the end of the queue for reuse."""
+    connection.execute(
+        "UPDATE addresses SET instance = NULL, interface = NULL, released = ? WHERE instance = ?",
+        (_count(connection, "release"), instance),
+    )
+
+
+def take_link(connection: sqlite3.Connection, instance: str, interface: str, position: int) -> None:
+    """Give *interface* a number for its host link that was not used for as long as possible.
+
+    The kernel may still know the old link of a name for a while after its deletion.
+    """
+    while True:
+        number = (_count(connection, "link") - 1) % MAX_LINK + 1
+        if not connection.execute("SELECT 1 FROM links WHERE number = ?", (number,)).fetchone():
+            break
+    connection.execute(
+        "INSERT INTO links VALUES (?, ?, ?, ?)", (number, instance, interface, position)
+    )
+
+
+def free_range(connection: sqlite3.Connection, blocks: Sequence[int]) -> int:
+    """Return the first host id of a free range of the node's *blocks*, cyclically.
+
+    The range last released comes last, so that files which its instance left in a shared
+    mount do not get a new owner soon. Raises NativertError(IDS_EXHAUSTED).
+    """
+    row = connection.execute("SELECT value FROM counters WHERE name = 'id-range'").fetchone()
+    last = row[0] if row else -1
+    starts = [range_start(block, n) for block in sorted(blocks) for n in range(BLOCK_RANGES)]
+    following = bisect.bisect_right(starts, last)
+    for start in itertools.chain(starts[following:], starts[:following]):
+        taken = connection.execute("SELECT 1 FROM instances WHERE id_range = ?", (start,))
+        if taken.fetchone() is None:
+            break
+    else:
+        raise NativertError(
+            f"no range of host ids left: all {len(starts)} of this node are in use",
+            code=Code.IDS_EXHAUSTED,
+            hint="undefine instances that are not needed any more",
+        )
+    connection.execute("INSERT OR REPLACE INTO counters VALUES ('id-range', ?)", (start,))
+    return start
+
+
+def _count(connection: sqlite3.Connection, name: str) -> int:
+    row = connection.execute(
+        "INSERT INTO counters VALUES (?, 1)"
+        " ON CONFLICT (name) DO UPDATE SET value = value + 1 RETURNING value",
+        (name,),
+    ).fetchone()
+    return int(row[0])

@@ -1,0 +1,143 @@
+"""Opening nativert.db, and its errors in nativert's words."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from nativert.errors import Code, NativertError
+from nativert.store import files, schema
+from nativert.store.locks import Lock
+
+if TYPE_CHECKING:
+    import sqlite3
+
+BUSY_TIMEOUT_S: Final = 10.0
+SIDES: Final = ("-wal", "-shm")
+
+
+def connect(path: Path, *, lock: Path) -> sqlite3.Connection:
+    """Open the store, made or brought to the present schema under *lock* where needed.
+
+    Raises NativertError(STORE) for a damaged store and for one of a newer nativert.
+    """
+    with typed_errors(path):
+        if not os.path.lexists(path):
+            with Lock(lock, what=str(path), timeout_s=BUSY_TIMEOUT_S):
+                if not os.path.lexists(path):
+                    _create(path)
+        connection = open_existing(path)
+        try:
+            _check_version(connection, path, lock)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+
+def _check_version(connection: sqlite3.Connection, path: Path, lock: Path) -> None:
+    found = schema.version(connection)
+    if found > schema.VERSION:
+        raise NativertError(
+            f"{path} has schema {found}, this nativert knows {schema.VERSION}",
+            code=Code.STORE,
+            hint="use the newer nativert that wrote it",
+        )
+    if found == 0:
+        # A store appears by rename with its tables in it, so an empty one was cut off.
+        raise damaged(path, "it has no tables")
+    if found < schema.VERSION:
+        with Lock(lock, what=str(path), timeout_s=BUSY_TIMEOUT_S):
+            schema.migrate(connection)
+
+
+def _create(path: Path) -> None:
+    temporary = Path(f"{path}.new")
+    for leftover in (temporary, *(Path(f"{temporary}{side}") for side in SIDES)):
+        leftover.unlink(missing_ok=True)
+    # Made before SQLite does it: -wal and -shm take over the mode of this file.
+    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600))
+    connection = open_existing(temporary)
+    try:
+        connection.execute("PRAGMA journal_mode = WAL")
+        schema.migrate(connection)
+    finally:
+        connection.close()  # the last close moves the log into the file
+    os.rename(temporary, path)
+    files.sync_directory(path.parent)
+
+
+def open_existing(path: Path) -> sqlite3.Connection:
+    """Open the SQLite file *path* as it is; it must be there."""
+    import sqlite3
+
+    # mode=rw: SQLite must never make an empty store in the place of a lost one.
+    connection = sqlite3.connect(
+        f"file://{_quoted(path)}?mode=rw",
+        uri=True,
+        timeout=BUSY_TIMEOUT_S,
+        isolation_level=None,
+        check_same_thread=False,
+    )
+    # A flipped bit may break UTF-8; one bad row must not make the others unreadable.
+    connection.text_factory = _text
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("PRAGMA foreign_keys = ON")
+    return connection
+
+
+def _text(data: bytes) -> str:
+    return data.decode("utf-8", "surrogateescape")
+
+
+def _quoted(path: Path) -> str:
+    # By hand: urllib.parse costs every command two milliseconds.
+    return os.fspath(path).replace("%", "%25").replace("?", "%3f").replace("#", "%23")
+
+
+def damaged(path: Path, reason: str) -> NativertError:
+    """Return the error for a store that cannot be read."""
+    return NativertError(
+        f"{path} is damaged: {reason}",
+        code=Code.STORE,
+        hint=f"restore it from a backup, or move {path}* aside to begin with an empty one",
+    )
+
+
+@contextmanager
+def typed_errors(path: Path) -> Iterator[None]:
+    """Turn what SQLite says into a NativertError; see sqlite.org/rescode.html."""
+    import sqlite3
+
+    try:
+        yield
+    except sqlite3.ProgrammingError:
+        raise
+    except sqlite3.DatabaseError as e:
+        primary = getattr(e, "sqlite_errorcode", 0) & 0xFF
+        if primary == sqlite3.SQLITE_FULL:
+            raise NativertError(
+                f"{path}: no space left; nothing was changed",
+                code=Code.STORE,
+                hint=f"free space in the file system of {path.parent}",
+            ) from e
+        if primary in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            raise NativertError(
+                f"{path}: another command writes for more than {BUSY_TIMEOUT_S:g} s",
+                code=Code.TIMEOUT,
+                hint="try again",
+            ) from e
+        if primary in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM):
+            raise NativertError(
+                f"{path}: {e}", code=Code.PERMISSION, hint="run as the user who owns it"
+            ) from e
+        if primary in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN):
+            raise NativertError(
+                f"{path}: {e}",
+                code=Code.STORE,
+                hint=f"see the kernel's log for errors of the disk under {path.parent}",
+            ) from e
+        raise damaged(path, str(e)) from e

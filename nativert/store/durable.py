@@ -1,0 +1,300 @@
+"""What was asked for: one SQLite file, which survives a power cut at every commit.
+
+Write-ahead log with synchronous=FULL; see sqlite.org/wal.html. Each method is one
+transaction.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from ipaddress import IPv4Network
+from typing import TYPE_CHECKING, Any, Final, Self, Unpack
+
+from nativert.errors import Code, DescriptorError, NativertError, UnknownInstanceError
+from nativert.store import allocation, database, rows
+from nativert.store.boot import boot_id
+from nativert.store.paths import Paths, check_uuid
+from nativert.store.rows import Changes, Event, Interface, Row
+
+if TYPE_CHECKING:
+    import sqlite3
+
+__all__ = ["MAX_EVENTS", "Changes", "Event", "Interface", "Row", "Store"]
+
+MAX_EVENTS: Final = 10_000
+_SHOWN_CANDIDATES: Final = 5
+_INTERFACES: Final = (
+    "SELECT links.instance, links.interface, addresses.address, links.number"
+    " FROM links JOIN addresses USING (instance, interface)"
+)
+
+
+class Store:
+    """The durable records of one node; any thread may call, one at a time goes on.
+
+    Raises NativertError: STORE when the file is damaged, of a newer version, or the disk
+    is full (the old record is intact then), TIMEOUT when another command writes too long.
+    """
+
+    def __init__(self, paths: Paths) -> None:
+        self._path = paths.database
+        self._mutex = threading.RLock()
+        self._connection = database.connect(self._path, lock=paths.run / "store.lock")
+
+    def close(self) -> None:
+        """Close the file; safe to call again."""
+        with self._mutex, database.typed_errors(self._path):
+            self._connection.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def add(
+        self,
+        *,
+        uuid: str,
+        name: str,
+        fdu: str,
+        descriptor: str,
+        record: str,
+        desired: str,
+        subnet: IPv4Network,
+        blocks: Sequence[int],
+        interfaces: Sequence[str] = (),
+        limits: str | None = None,
+        more_blocks: Callable[[], Sequence[int]] | None = None,
+        event: tuple[str, str] | None = None,
+    ) -> Row:
+        """Enter an instance, with an id range, and an address and a link per interface.
+
+        *more_blocks* is asked once, outside of the transaction, when *blocks* are used up.
+        *event* is (kind, JSON). Raises NativertError: NAME_TAKEN, ADDRESS_EXHAUSTED,
+        IDS_EXHAUSTED; DescriptorError for what is no UUID, and for two interfaces of one name.
+        """
+        check_uuid(uuid)
+        if len({*interfaces}) != len(interfaces):
+            raise DescriptorError("interfaces", "two have the same name")
+        try:
+            with self._transaction() as connection:
+                self._refuse_duplicate(connection, uuid, name)
+                id_range = allocation.free_range(connection, blocks)
+                connection.execute(
+                    "INSERT INTO instances (uuid, name, fdu, descriptor, record, limits, desired,"
+                    " boot_id, id_range, created_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                    (
+                        uuid,
+                        name,
+                        fdu,
+                        descriptor,
+                        record,
+                        limits,
+                        desired,
+                        boot_id(),
+                        id_range,
+                        time.time(),
+                    ),
+                )
+                for position, interface in enumerate(interfaces):
+                    allocation.take_address(connection, subnet, uuid, interface)
+                    allocation.take_link(connection, uuid, interface, position)
+                self._append(connection, uuid, event)
+                return self._select(connection, uuid)
+        except NativertError as e:
+            if e.code is not Code.IDS_EXHAUSTED or more_blocks is None:
+                raise
+        # The registry's lock is never taken inside a transaction: others wait for both.
+        return self.add(
+            uuid=uuid,
+            name=name,
+            fdu=fdu,
+            descriptor=descriptor,
+            record=record,
+            desired=desired,
+            subnet=subnet,
+            blocks=more_blocks(),
+            interfaces=interfaces,
+            limits=limits,
+            event=event,
+        )
+
+    def get(self, uuid: str) -> Row:
+        """Return the instance with this whole UUID; raises UnknownInstanceError."""
+        with self._reading() as connection:
+            return self._select(connection, uuid)
+
+    def find(self, ref: str) -> Row:
+        """Return the instance that *ref* names: a UUID, a name, or a unique prefix of a UUID.
+
+        They are tried in this order. Raises UnknownInstanceError, or
+        NativertError(AMBIGUOUS) with the candidates.
+        """
+        prefix = ref.lower()
+        with self._reading() as connection:
+            found = connection.execute(
+                "SELECT uuid FROM instances WHERE uuid = ? OR name = ? ORDER BY uuid = ? DESC",
+                (prefix, ref, prefix),
+            ).fetchone()
+            if found is not None:
+                return self._select(connection, found[0])
+            if not ref or not set(prefix) <= set("0123456789abcdef-"):
+                raise UnknownInstanceError(ref)
+            # "g" sorts after every character of a UUID.
+            candidates = connection.execute(
+                "SELECT uuid, name FROM instances WHERE uuid >= ? AND uuid < ? ORDER BY uuid",
+                (prefix, prefix + "g"),
+            ).fetchall()
+            if not candidates:
+                raise UnknownInstanceError(ref)
+            if len(candidates) == 1:
+                return self._select(connection, candidates[0][0])
+        shown = ", ".join(f"{uuid} ({name})" for uuid, name in candidates[:_SHOWN_CANDIDATES])
+        more = len(candidates) - _SHOWN_CANDIDATES
+        raise NativertError(
+            f"{ref}: {len(candidates)} instances begin so: {shown}"
+            + (f" and {more} more" if more > 0 else ""),
+            code=Code.AMBIGUOUS,
+            hint="give more digits, or the name",
+        )
+
+    def rows(self) -> list[Row]:
+        """Return every instance in the order of definition; damaged ones say so."""
+        with self._reading() as connection:
+            # One snapshot for the two questions.
+            connection.execute("BEGIN")
+            try:
+                values = connection.execute(f"{rows.SELECT} ORDER BY seq").fetchall()
+                interfaces: dict[str, list[tuple[str, int, int]]] = {}
+                for instance, *interface in connection.execute(
+                    f"{_INTERFACES} ORDER BY links.instance, links.position"
+                ):
+                    interfaces.setdefault(instance, []).append(tuple(interface))
+            finally:
+                connection.execute("ROLLBACK")  # nothing was written
+        return [rows.row(each, interfaces.get(each[1], ())) for each in values]
+
+    def update(
+        self, uuid: str, *, event: tuple[str, str] | None = None, **changes: Unpack[Changes]
+    ) -> Row:
+        """Change columns of one instance, and add *event* (kind, JSON), in one commit.
+
+        Raises UnknownInstanceError.
+        """
+        unknown = changes.keys() - Changes.__annotations__.keys()
+        if unknown:
+            raise TypeError(f"no such column to update: {', '.join(sorted(unknown))}")
+        assignments = "".join(f'"{column}" = ?, ' for column in changes)
+        with self._transaction() as connection:
+            changed = connection.execute(
+                f"UPDATE instances SET {assignments} boot_id = ? WHERE uuid = ?",  # noqa: S608
+                (*changes.values(), boot_id(), uuid),
+            )
+            if changed.rowcount == 0:
+                raise UnknownInstanceError(uuid)
+            self._append(connection, uuid, event)
+            return self._select(connection, uuid)
+
+    def delete(self, uuid: str, *, event: tuple[str, str] | None = None) -> None:
+        """Forget an instance and release what was allocated; raises UnknownInstanceError.
+
+        The caller has seen the kernel confirm that its links are gone.
+        """
+        with self._transaction() as connection:
+            allocation.release_addresses(connection, uuid)
+            deleted = connection.execute("DELETE FROM instances WHERE uuid = ?", (uuid,))
+            if deleted.rowcount == 0:
+                raise UnknownInstanceError(uuid)
+            self._append(connection, uuid, event)
+
+    def discard(self, seq: int) -> None:
+        """Forget a row by its number, for one whose damaged UUID finds nothing any more."""
+        with self._transaction() as connection:
+            uuid = "(SELECT uuid FROM instances WHERE seq = ?)"
+            for table in ("addresses", "links"):
+                connection.execute(f"DELETE FROM {table} WHERE instance = {uuid}", (seq,))  # noqa: S608
+            connection.execute("DELETE FROM instances WHERE seq = ?", (seq,))
+
+    def append_event(self, instance: str, kind: str, json: str) -> int:
+        """Add one event in a commit of its own; return its number."""
+        with self._transaction() as connection:
+            return self._append(connection, instance, (kind, json))
+
+    def events(self, after: int = 0, *, limit: int = 1000) -> list[Event]:
+        """Return at most *limit* events with numbers above *after*, oldest first."""
+        with self._reading() as connection:
+            found = connection.execute(
+                "SELECT seq, time, instance, kind, json FROM events WHERE seq > ?"
+                " ORDER BY seq LIMIT ?",
+                (after, limit),
+            ).fetchall()
+        return [Event(*values) for values in found]
+
+    def check(self) -> list[str]:
+        """Return what SQLite finds wrong with the file, for doctor; it reads all of it."""
+        with self._reading() as connection:
+            found = [str(row[0]) for row in connection.execute("PRAGMA integrity_check")]
+        return [] if found == ["ok"] else found
+
+    @contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        with self._mutex, database.typed_errors(self._path):
+            yield self._connection
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        connection = self._connection
+        with self._mutex, database.typed_errors(self._path):
+            # IMMEDIATE: a transaction that starts by reading cannot always become a writer.
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield connection
+                connection.execute("COMMIT")
+            except BaseException:
+                # A full disk or an I/O error has rolled back by itself.
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                raise
+
+    def _refuse_duplicate(self, connection: sqlite3.Connection, uuid: str, name: str) -> None:
+        found = connection.execute(
+            "SELECT uuid, name FROM instances WHERE uuid = ? OR name = ?", (uuid, name)
+        ).fetchone()
+        if found is None:
+            return
+        if found[0] == uuid:
+            raise NativertError(
+                f"instance {uuid} is defined already, as {found[1]}",
+                code=Code.NAME_TAKEN,
+                hint="undefine it first, or give the record another UUID",
+            )
+        raise NativertError(
+            f"the name {name} is taken by instance {found[0]}",
+            code=Code.NAME_TAKEN,
+            hint="choose another one with --name",
+        )
+
+    def _select(self, connection: sqlite3.Connection, uuid: str) -> Row:
+        values = connection.execute(f"{rows.SELECT} WHERE uuid = ?", (uuid,)).fetchone()
+        if values is None:
+            raise UnknownInstanceError(uuid)
+        interfaces = connection.execute(
+            f"{_INTERFACES} WHERE links.instance = ? ORDER BY links.position", (uuid,)
+        )
+        return rows.row(values, [tuple(interface[1:]) for interface in interfaces])
+
+    def _append(
+        self, connection: sqlite3.Connection, instance: str, event: tuple[str, str] | None
+    ) -> int:
+        if event is None:
+            return 0
+        added: Any = connection.execute(
+            "INSERT INTO events (time, instance, kind, json) VALUES (?, ?, ?, ?)",
+            (time.time(), instance, *event),
+        )
+        connection.execute("DELETE FROM events WHERE seq <= ?", (added.lastrowid - MAX_EVENTS,))
+        return int(added.lastrowid)

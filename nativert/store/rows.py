@@ -1,0 +1,125 @@
+"""What the store answers with, and how rows become it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+from typing import Any, Final, TypedDict
+
+import msgspec
+
+from nativert.errors import DescriptorError
+from nativert.store.paths import check_uuid
+
+COLUMNS: Final = (
+    "seq",
+    "uuid",
+    "name",
+    "fdu",
+    "descriptor",
+    "record",
+    "limits",
+    "desired",
+    "boot_id",
+    "id_range",
+    "run_count",
+    "end",
+    "created_at",
+)
+SELECT: Final = 'SELECT "' + '", "'.join(COLUMNS) + '" FROM instances'
+_JSON: Final = ("descriptor", "record", "limits", "end")
+
+
+@dataclass(frozen=True, slots=True)
+class Interface:
+    """What one interface was given; the host link is ``nv<tag><link>``."""
+
+    name: str
+    address: str
+    link: int
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One instance as asked for. descriptor, record, limits and end are JSON texts.
+
+    `id_range` is the first of its 65,536 host ids, `created_at` seconds since the epoch,
+    `boot_id` the boot of the last change. `corrupt` is empty, or says which columns cannot
+    be read: such a row can still be removed, by `Store.discard`.
+    """
+
+    seq: int
+    uuid: str
+    name: str
+    fdu: str
+    descriptor: str
+    record: str
+    limits: str | None
+    desired: str
+    boot_id: str
+    id_range: int
+    run_count: int
+    end: str | None
+    created_at: float
+    interfaces: tuple[Interface, ...] = ()
+    corrupt: str = ""
+
+
+class Changes(TypedDict, total=False):
+    """The columns that `Store.update` takes."""
+
+    descriptor: str
+    record: str
+    limits: str | None
+    desired: str
+    run_count: int
+    end: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened to an instance; `time` is seconds since the epoch."""
+
+    seq: int
+    time: float
+    instance: str
+    kind: str
+    json: str
+
+
+def row(values: Sequence[Any], interfaces: Iterable[tuple[str, int, int]]) -> Row:
+    """Return the row of *values* in the order of COLUMNS, with what is wrong with it.
+
+    *interfaces* are (name, address, link number), in the order of the descriptor.
+    """
+    fields = dict(zip(COLUMNS, values, strict=True))
+    corrupt = [column for column in COLUMNS if not _sound(column, fields[column])]
+    given: list[Interface] = []
+    try:
+        for name, address, link in interfaces:
+            given.append(Interface(name, str(IPv4Address(address)), link))
+    except ValueError:
+        corrupt.append("interfaces")
+    return Row(**fields, interfaces=tuple(given), corrupt=", ".join(corrupt))
+
+
+def _sound(column: str, value: object) -> bool:
+    """Tell whether *value* can be what was written; SQLite does not check what it reads."""
+    if column in ("seq", "id_range", "run_count"):
+        return isinstance(value, int)
+    if column == "created_at":
+        return isinstance(value, float)
+    if value is None:
+        return column in ("limits", "end")
+    if not isinstance(value, str):
+        return False
+    try:
+        data = value.encode()
+        if column in _JSON:
+            msgspec.json.decode(data)
+        elif column == "uuid":
+            check_uuid(value)  # it becomes part of paths
+    except (UnicodeError, msgspec.DecodeError, RecursionError, DescriptorError):
+        return False
+    return True

@@ -1,0 +1,86 @@
+"""The tables of nativert.db, and the way from each older version to the present one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    import sqlite3
+
+# Entry n leads from version n to n + 1. What has been released is never edited: stores of
+# that version exist. A new need is a new entry, and a saved store for the test.
+MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
+    (
+        """
+        CREATE TABLE instances (
+            seq        INTEGER PRIMARY KEY AUTOINCREMENT,
+            uuid       TEXT NOT NULL UNIQUE,
+            name       TEXT NOT NULL UNIQUE,
+            fdu        TEXT NOT NULL,
+            descriptor TEXT NOT NULL,
+            record     TEXT NOT NULL,
+            limits     TEXT,
+            desired    TEXT NOT NULL,
+            boot_id    TEXT NOT NULL,
+            id_range   INTEGER NOT NULL UNIQUE,
+            run_count  INTEGER NOT NULL DEFAULT 0,
+            "end"      TEXT,
+            created_at REAL NOT NULL
+        )
+        """,
+        # A row stays after its release: `released` orders the addresses for reuse.
+        """
+        CREATE TABLE addresses (
+            address   INTEGER PRIMARY KEY,
+            instance  TEXT REFERENCES instances (uuid),
+            interface TEXT,
+            released  INTEGER
+        )
+        """,
+        "CREATE INDEX addresses_by_instance ON addresses (instance)",
+        """
+        CREATE TABLE links (
+            number    INTEGER PRIMARY KEY,
+            instance  TEXT NOT NULL REFERENCES instances (uuid) ON DELETE CASCADE,
+            interface TEXT NOT NULL,
+            position  INTEGER NOT NULL,
+            UNIQUE (instance, interface)
+        )
+        """,
+        "CREATE TABLE counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL)",
+    ),
+    (
+        """
+        CREATE TABLE events (
+            seq      INTEGER PRIMARY KEY AUTOINCREMENT,
+            time     REAL NOT NULL,
+            instance TEXT NOT NULL,
+            kind     TEXT NOT NULL,
+            json     TEXT NOT NULL
+        )
+        """,
+    ),
+)
+
+VERSION: Final = len(MIGRATIONS)
+
+
+def version(connection: sqlite3.Connection) -> int:
+    """Return the schema version that the store says it has."""
+    return int(connection.execute("PRAGMA user_version").fetchone()[0])
+
+
+def migrate(connection: sqlite3.Connection, *, to: int = VERSION) -> None:
+    """Bring the store to version *to* in one transaction: all steps or none."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        # Read again inside the transaction: another process may have been faster.
+        for statements in MIGRATIONS[version(connection) : to]:
+            for statement in statements:
+                connection.execute(statement)
+        connection.execute(f"PRAGMA user_version = {to:d}")
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
