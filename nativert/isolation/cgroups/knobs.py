@@ -1,0 +1,87 @@
+"""Setting several interface files all or none, whatever their version of cgroups.
+
+A driver describes its files as knobs; this module owns the order of reading, writing,
+rolling back and reading back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import NamedTuple, Protocol, TypeVar
+
+from nativert.isolation.cgroups.limits import Limits
+
+V = TypeVar("V")
+
+
+class Knob(NamedTuple):
+    """An interface file, and the device if the file has one line per device."""
+
+    file: str
+    device: str = ""
+
+
+class Knobs(Protocol[V]):
+    """The limit files of one cgroup; V is how this version types their values."""
+
+    def snapshot(self) -> dict[Knob, V]:
+        """Read every knob that exists."""
+        ...
+
+    def plan(self, limits: Limits, before: dict[Knob, V]) -> list[tuple[Knob, V]]:
+        """Return what must be written to reach *limits*, in an order the kernel accepts."""
+        ...
+
+    def get(self, knob: Knob) -> V:
+        """Read one knob."""
+        ...
+
+    def set(self, knob: Knob, value: V) -> None:
+        """Write one knob; OSError with path, value and reason if the kernel refuses."""
+        ...
+
+    def limits(self, values: dict[Knob, V]) -> Limits:
+        """Translate values back."""
+        ...
+
+
+def apply(knobs: Knobs[V], limits: Limits) -> Limits:
+    """Set every limit or none, and return what the kernel made of them.
+
+    The kernel's refusal is raised again after the rollback; what could not be rolled back
+    is among its notes.
+    """
+    before = knobs.snapshot()
+    touched: list[Knob] = []
+    try:
+        for knob, value in knobs.plan(limits, before):
+            if knob not in before:
+                before[knob] = knobs.get(knob)  # a device without limits so far
+            # Before the write: a refused value may have been taken in part.
+            touched.append(knob)
+            knobs.set(knob, value)
+    except OSError as error:
+        _restore(knobs, touched, before, error)
+        raise
+    after = before | {knob: knobs.get(knob) for knob in dict.fromkeys(touched)}
+    return _settle(knobs.limits(after), limits)
+
+
+def _restore(knobs: Knobs[V], touched: list[Knob], before: dict[Knob, V], error: OSError) -> None:
+    # Backwards: what had to precede a change has to follow its reversal (v1 memory, memsw).
+    for knob in dict.fromkeys(reversed(touched)):
+        try:
+            knobs.set(knob, before[knob])
+        except OSError as failure:
+            error.add_note(f"cannot restore: {failure}")
+
+
+def _settle(read: Limits, asked: Limits) -> Limits:
+    # Some answers cannot be told from "no limit": the default weight, the parent's full
+    # cpuset, no swap on a host without swap. They were asked for and are in force.
+    return replace(
+        read,
+        cpu_weight=asked.cpu_weight if read.cpu_weight is None else read.cpu_weight,
+        cpuset=asked.cpuset if read.cpuset is None else read.cpuset,
+        memory_swap=asked.memory_swap if read.memory_swap is None else read.memory_swap,
+    )

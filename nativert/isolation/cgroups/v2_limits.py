@@ -1,0 +1,147 @@
+"""The v2 interface files that carry limits; values are the text the kernel prints."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import Final
+
+from nativert.isolation.cgroups import files, quota, weight
+from nativert.isolation.cgroups.knobs import Knob
+from nativert.isolation.cgroups.limits import IoLimit, Limits
+
+CPU: Final = Knob("cpu.max")
+WEIGHT: Final = Knob("cpu.weight")
+CPUS: Final = Knob("cpuset.cpus")
+MEMORY: Final = Knob("memory.max")
+HIGH: Final = Knob("memory.high")
+SWAP: Final = Knob("memory.swap.max")
+PIDS: Final = Knob("pids.max")
+IO_FILE: Final = "io.max"
+_SINGLE: Final = (CPU, WEIGHT, CPUS, MEMORY, HIGH, SWAP, PIDS)
+_IO_FIELDS: Final = ("rbps", "wbps", "riops", "wiops")
+_IO_FREE: Final = "rbps=max wbps=max riops=max wiops=max"
+
+
+class V2Knobs:
+    """The limit files of one v2 cgroup."""
+
+    def __init__(self, directory: str) -> None:
+        self._directory = directory
+
+    def snapshot(self) -> dict[Knob, str]:
+        """Read every limit that is enabled here; FileNotFoundError without the cgroup."""
+        os.stat(self._directory)  # a missing cgroup must not read as an unlimited one
+        values = {
+            knob: text
+            for knob in _SINGLE
+            if (text := files.read_optional(self._path(knob))) is not None
+        }
+        return values | {Knob(IO_FILE, device): line for device, line in self._throttled().items()}
+
+    def get(self, knob: Knob) -> str:
+        """Read one limit as the kernel prints it."""
+        if knob.device:
+            return self._throttled().get(knob.device, _IO_FREE)
+        return files.read(self._path(knob))
+
+    def set(self, knob: Knob, value: str) -> None:
+        """Write one limit; OSError with path, value and reason if the kernel refuses."""
+        text = f"{knob.device} {value}" if knob.device else value
+        # An empty write never reaches the controller; a newline empties cpuset.cpus.
+        files.write(self._path(knob), text or "\n")
+
+    def plan(self, limits: Limits, before: dict[Knob, str]) -> list[tuple[Knob, str]]:
+        """Return the writes that lead to *limits*: those that may be refused come first."""
+        wanted: list[tuple[Knob, str]] = []
+        if limits.cpuset is not None or CPUS in before:
+            wanted.append((CPUS, limits.cpuset or ""))
+        wanted += self._plan_io(limits, before)
+        wanted += self._plan_memory(limits, before)
+        _, _, period = before.get(CPU, f"max {quota.PERIOD_US}").partition(" ")
+        if limits.cpu_max is not None:
+            wanted.append((CPU, "{} {}".format(*quota.from_cores(limits.cpu_max))))
+        else:
+            wanted.append((CPU, f"max {period}"))
+        share = limits.cpu_weight
+        wanted.append((WEIGHT, str(weight.WEIGHT_DEFAULT if share is None else share)))
+        wanted.append((PIDS, _text(limits.pids_max)))
+        changes = [(knob, value) for knob, value in wanted if before.get(knob) != value]
+        return [change for change in changes if self._settable(change, before)]
+
+    def limits(self, values: dict[Knob, str]) -> Limits:
+        """Translate interface file values into limits."""
+        quota_us, _, period_us = values.get(CPU, "max").partition(" ")
+        share = int(values.get(WEIGHT, weight.WEIGHT_DEFAULT))
+        return Limits(
+            cpu_max=None if quota_us == "max" else quota.to_cores(int(quota_us), int(period_us)),
+            cpu_weight=None if share == weight.WEIGHT_DEFAULT else share,
+            cpuset=values.get(CPUS) or None,
+            memory_max=_number(values.get(MEMORY)),
+            memory_high=_number(values.get(HIGH)),
+            memory_swap=_number(values.get(SWAP)),
+            pids_max=_number(values.get(PIDS)),
+            io=tuple(
+                _io_limit(knob.device, line)
+                for knob, line in sorted(values.items())
+                if knob.device and line != _IO_FREE
+            ),
+        )
+
+    def _plan_memory(self, limits: Limits, before: dict[Knob, str]) -> list[tuple[Knob, str]]:
+        writes: list[tuple[Knob, str]] = []
+        maximum = limits.memory_max
+        if maximum is not None and HIGH in before:
+            usage = files.read_optional(f"{self._directory}/memory.current")
+            if usage is not None and int(usage) > maximum:
+                # Below the present use memory.max reclaims a little and then kills;
+                # memory.high first reclaims as long as it makes progress.
+                writes.append((HIGH, str(maximum)))
+        writes.append((MEMORY, _text(maximum)))
+        swap_matters = bool(limits.memory_swap) or SWAP in before
+        if swap_matters:
+            writes.append((SWAP, _text(limits.memory_swap)))
+        writes.append((HIGH, _text(limits.memory_high)))
+        return writes
+
+    def _plan_io(self, limits: Limits, before: dict[Knob, str]) -> list[tuple[Knob, str]]:
+        wanted = {knob: _IO_FREE for knob in before if knob.device}
+        for limit in limits.io:
+            wanted[Knob(IO_FILE, limit.device)] = " ".join(
+                f"{field}={_text(getattr(limit, field))}" for field in _IO_FIELDS
+            )
+        return list(wanted.items())
+
+    def _settable(self, change: tuple[Knob, str], before: dict[Knob, str]) -> bool:
+        knob, value = change
+        if knob in before or knob.device:
+            return True
+        # What is not enabled has no limit already.
+        free = {WEIGHT: str(weight.WEIGHT_DEFAULT), CPU: f"max {quota.PERIOD_US}"}
+        if value == free.get(knob, "max"):
+            return False
+        raise FileNotFoundError(
+            errno.ENOENT, "the controller is not enabled here", self._path(knob)
+        )
+
+    def _throttled(self) -> dict[str, str]:
+        text = files.read_optional(self._path(Knob(IO_FILE))) or ""
+        return {
+            device: line for device, _, line in (row.partition(" ") for row in text.splitlines())
+        }
+
+    def _path(self, knob: Knob) -> str:
+        return f"{self._directory}/{knob.file}"
+
+
+def _text(number: int | None) -> str:
+    return "max" if number is None else str(number)
+
+
+def _number(text: str | None) -> int | None:
+    return None if text is None or text == "max" else int(text)
+
+
+def _io_limit(device: str, line: str) -> IoLimit:
+    fields = dict(pair.split("=") for pair in line.split())
+    return IoLimit(device, **{name: _number(fields.get(name)) for name in _IO_FIELDS})
