@@ -1,6 +1,6 @@
 """What is true of this boot only: pids, start times, inodes, how the application ended.
 
-Written by rename without fsync: it survives every process and is worthless after a
+Written without fsync: it survives every process and is worthless after a
 reboot, which the boot id in each file shows.
 """
 
@@ -134,7 +134,7 @@ _T = TypeVar("_T", Facts, ExitFacts)
 
 def _read(path: Path, kind: type[_T]) -> _T | None:
     try:
-        return files.decode(path, kind, limit_bytes=1 << 20)
+        return files.read_replaced(path, kind, limit_bytes=1 << 20)
     except FileNotFoundError:
         return None
     except files.DamagedError:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,44 +18,85 @@ class DamagedError(ValueError):
 
 
 def replace(path: Path, data: bytes, *, mode: int = 0o600) -> None:
-    """Put *data* in place of *path* by rename(2); a power cut may lose it.
+    """Put *data* in place of *path*: it survives every process, but no power cut.
 
-    The temporary name is fixed, so that a killed writer leaves at most one file and the
-    next one uses it again: writers of one path must exclude each other.
+    Writers of one path exclude each other; readers use `read_replaced`. A writer that is
+    killed leaves the old or the new content.
     """
-    _replace(path, data, mode, durable=False)
+    temporary = f"{path}.tmp"
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    try:
+        fd = os.open(temporary, flags, mode)
+    except FileExistsError:
+        # A writer was killed. Without *path* its file is the only complete one.
+        if os.path.lexists(path):
+            os.unlink(temporary)
+        else:
+            os.rename(temporary, path)
+        fd = os.open(temporary, flags, mode)
+    with _removed_on_failure(temporary):
+        _write_and_close(fd, data)
+    # ext4 writes a file out when it is renamed over another one (auto_da_alloc, see
+    # ext4(5)): 0.9 ms, against 6 us when the old one is gone. From here on the temporary
+    # file is the only one, so a failure leaves it.
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+    os.rename(temporary, path)
+
+
+def read_replaced(path: Path, kind: type[_T], *, limit_bytes: int) -> _T:
+    """Return what `replace` last put into *path*; errors as with `decode`."""
+    try:
+        return decode(path, kind, limit_bytes=limit_bytes)
+    except FileNotFoundError:
+        pass
+    # Between unlink and rename, or for ever if the writer was killed there, the complete
+    # file has the temporary name. Half a one is a first write: it is nothing yet.
+    try:
+        return decode(Path(f"{path}.tmp"), kind, limit_bytes=limit_bytes)
+    except (FileNotFoundError, DamagedError):
+        return decode(path, kind, limit_bytes=limit_bytes)
 
 
 def replace_durably(path: Path, data: bytes, *, mode: int = 0o600) -> None:
     """Put *data* in place of *path*; after return it survives a power cut.
 
-    On failure, a full disk included, the old file is intact and nothing is left beside it.
+    Writers of one path exclude each other. On failure, a full disk included, the old file
+    is intact and nothing is left beside it.
     """
-    _replace(path, data, mode, durable=True)
-    sync_directory(path.parent)
-
-
-def _replace(path: Path, data: bytes, mode: int, *, durable: bool) -> None:
     temporary = f"{path}.tmp"
     # O_NOFOLLOW: whoever could plant a link here must not choose what is overwritten.
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
     fd = os.open(temporary, flags, mode)
-    try:
-        try:
-            view = memoryview(data)
-            while view:
-                view = view[os.write(fd, view) :]
-            if durable:
-                os.fsync(fd)
-        finally:
-            os.close(fd)
+    with _removed_on_failure(temporary):
+        _write_and_close(fd, data, sync=True)
         os.rename(temporary, path)
+    sync_directory(path.parent)
+
+
+@contextmanager
+def _removed_on_failure(temporary: str) -> Iterator[None]:
+    try:
+        yield
     except BaseException:
         try:
             os.unlink(temporary)
         except OSError:
-            pass  # the first error is the one to report; the next writer uses the name again
+            pass  # the first error is the one to report; the next writer takes the name over
         raise
+
+
+def _write_and_close(fd: int, data: bytes, *, sync: bool = False) -> None:
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(fd, view) :]
+        if sync:
+            os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def sync_directory(path: Path) -> None:

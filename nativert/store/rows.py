@@ -27,7 +27,7 @@ COLUMNS: Final = (
     "end",
     "created_at",
 )
-SELECT: Final = 'SELECT "' + '", "'.join(COLUMNS) + '" FROM instances'
+SELECT: Final = 'SELECT "' + '", "'.join(COLUMNS) + '" FROM instances'  # noqa: S608
 _JSON: Final = ("descriptor", "record", "limits", "end")
 
 
