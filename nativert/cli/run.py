@@ -15,8 +15,9 @@ from nativert.cli.context import Session, pass_session
 from nativert.cli.failures import AFTER_START, CommandError, Failure, after_start
 from nativert.cli.interrupts import Interrupted, delivered, interrupt
 from nativert.cli.watch import Event, Watch
-from nativert.errors import Code, NativertError, UnknownInstanceError
+from nativert.errors import Code, DescriptorError, NativertError, UnknownInstanceError
 from nativert.fdu.descriptor import Descriptor
+from nativert.fdu.native import Mount
 from nativert.runtime.views import Instance
 
 if TYPE_CHECKING:
@@ -64,12 +65,13 @@ def run(
 
 
 def _with_this_directory(descriptor: Descriptor) -> Descriptor:
-    from nativert.fdu.native import Mount
-
     here = os.getcwd()
-    mounts = [*descriptor.native.mounts, Mount(source=here, target=here, read_only=True)]
-    native = msgspec.structs.replace(descriptor.native, mounts=mounts)
-    return msgspec.structs.replace(descriptor, native=native)
+    try:
+        mounts = (*descriptor.native.mounts, Mount(source=here, target=here, read_only=True))
+        native = msgspec.structs.replace(descriptor.native, mounts=mounts)
+        return msgspec.structs.replace(descriptor, native=native)
+    except DescriptorError as e:
+        raise DescriptorError("--bind-here", e.reason) from None
 
 
 def _start(node: Node, row: Instance, env: dict[str, str], events: SimpleQueue[Event]) -> Instance:
