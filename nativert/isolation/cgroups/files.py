@@ -143,9 +143,13 @@ def _remove(path: str, limit: float, *, nested: bool) -> None:
             if error.errno not in (errno.EBUSY, errno.ENOTEMPTY):
                 raise
             # EBUSY also says that there are children.
-            for child in subdirectories(path) if nested else ():
-                _remove(f"{path}/{child}", limit, nested=True)
-            if time.monotonic() >= limit:
+            children = subdirectories(path) if nested else []
+            if not children and time.monotonic() >= limit:
                 raise
-        time.sleep(pause_s)
-        pause_s = min(pause_s * 2, _BACKOFF_LAST_S)
+        if children:
+            for child in children:
+                _remove(f"{path}/{child}", limit, nested=True)
+            nested = False  # whoever makes new ones meanwhile has to stop first
+        else:
+            time.sleep(pause_s)
+            pause_s = min(pause_s * 2, _BACKOFF_LAST_S)

@@ -66,8 +66,14 @@ class V2Knobs:
         share = limits.cpu_weight
         wanted.append((WEIGHT, str(weight.WEIGHT_DEFAULT if share is None else share)))
         wanted.append((PIDS, _text(limits.pids_max)))
-        changes = [(knob, value) for knob, value in wanted if before.get(knob) != value]
-        return [change for change in changes if self._settable(change, before)]
+        changes: list[tuple[Knob, str]] = []
+        reached: dict[Knob, str] = dict(before)
+        for knob, value in wanted:
+            # memory.high may be written twice, so compare with what it will be by then.
+            if reached.get(knob) != value and self._settable((knob, value), before):
+                changes.append((knob, value))
+                reached[knob] = value
+        return changes
 
     def limits(self, values: dict[Knob, str]) -> Limits:
         """Translate interface file values into limits."""
