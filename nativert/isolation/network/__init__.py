@@ -1,0 +1,1 @@
+"""Links, addresses, routes, packet filter and sysctls of one node's bridge."""
