@@ -6,6 +6,7 @@ local descriptor needs id, name, hypervisor and command or image; fog05 always g
 
 from __future__ import annotations
 
+import uuid
 from typing import Annotated, Any, ClassVar, Final, Literal
 
 import msgspec
@@ -13,7 +14,7 @@ from msgspec import Meta
 
 from nativert.errors import DescriptorError
 from nativert.fdu import document, syntax
-from nativert.fdu.decoding import Part, build
+from nativert.fdu.decoding import Part, build, fields
 from nativert.fdu.native import Native
 from nativert.fdu.quantity import FieldError, show
 
@@ -213,8 +214,6 @@ class Descriptor(Part, frozen=True):
     @property
     def fdu_uuid(self) -> str:
         """The FDU's UUID: the given one, or the version 5 UUID of its id in the OID namespace."""
-        import uuid
-
         return self.uuid.lower() or str(uuid.uuid5(uuid.NAMESPACE_OID, self.id))
 
     @property
@@ -299,8 +298,6 @@ def schema() -> dict[str, Any]:
 
 
 def _parts(kind: type[Part]) -> list[type[Part]]:
-    from nativert.fdu.decoding import fields
-
     found = [kind]
     for field in fields(kind).values():
         if field.part is not None:
