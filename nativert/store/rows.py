@@ -95,6 +95,8 @@ def row(values: Sequence[Any], interfaces: Iterable[tuple[str, int, int]]) -> Ro
     """
     fields = dict(zip(COLUMNS, values, strict=True))
     corrupt = [column for column in COLUMNS if not _sound(column, fields[column])]
+    for column in corrupt:
+        fields[column] = _harmless(column, fields[column])
     given: list[Interface] = []
     try:
         for name, address, link in interfaces:
@@ -102,6 +104,15 @@ def row(values: Sequence[Any], interfaces: Iterable[tuple[str, int, int]]) -> Ro
     except ValueError:
         corrupt.append("interfaces")
     return Row(**fields, interfaces=tuple(given), corrupt=", ".join(corrupt))
+
+
+def _harmless(column: str, value: object) -> object:
+    """Return something of the right type for *value*, which can be shown."""
+    if column in ("seq", "id_range", "run_count"):
+        return 0
+    if column == "created_at":
+        return 0.0
+    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else ""
 
 
 def _sound(column: str, value: object) -> bool:
