@@ -12,7 +12,10 @@ from nativert.cli import context, output
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @click.pass_context
 def completion(ctx: click.Context, shell: str) -> None:
-    """Print the completion script of a shell, such as: source <(nativert completion bash)."""
+    """Print the completion script of a shell.
+
+    For bash: source <(nativert completion bash)
+    """
     found = get_completion_class(shell)
     assert found is not None  # click knows the three of the choice
     root = ctx.find_root().command

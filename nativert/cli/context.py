@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.shell_completion import CompletionItem
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from nativert.fdu.descriptor import Descriptor
     from nativert.runtime.node import Node
     from nativert.runtime.views import Instance
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 # A descriptor is a page of text; this only keeps an endless file out of memory.
 _DESCRIPTOR_READ_LIMIT = 16 << 20
@@ -53,13 +51,13 @@ def open_node(*, root: Path | None, here: bool) -> Node:
 pass_session = click.make_pass_decorator(Session)
 
 
-def global_options(*, root_variable: str | None = None) -> Callable[[F], F]:
-    """Add the options that may stand before and after the command's name."""
+def global_options(*, root_variable: str | None = None) -> list[click.Option]:
+    """Make the options that may stand before and after the command's name."""
     # Eager: the form of a usage error is known before the error is found.
     common: dict[str, Any] = {"expose_value": False, "is_eager": True}
-    options = [
-        click.option(
-            "--root",
+    return [
+        click.Option(
+            ["--root"],
             type=click.Path(path_type=Path),
             metavar="DIR",
             envvar=root_variable,
@@ -67,16 +65,15 @@ def global_options(*, root_variable: str | None = None) -> Callable[[F], F]:
             help="Keep the node's files under DIR (NATIVERT_ROOT).",
             **common,
         ),
-        click.option(
-            "-o",
-            "--output",
+        click.Option(
+            ["-o", "--output"],
             type=click.Choice(["table", "json"]),
             callback=_set("output"),
             help="Print for people or for programs.",
             **common,
         ),
-        click.option(
-            "--here",
+        click.Option(
+            ["--here"],
             is_flag=True,
             default=None,
             callback=_set("here"),
@@ -84,13 +81,6 @@ def global_options(*, root_variable: str | None = None) -> Callable[[F], F]:
             **common,
         ),
     ]
-
-    def decorate(command: F) -> F:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return decorate
 
 
 def _set(name: str) -> Callable[[click.Context, click.Parameter, Any], None]:
@@ -110,8 +100,9 @@ def command(name: str, **attributes: Any) -> Callable[[Callable[..., Any]], clic
     """Make a command of nativert, with the global options of its own."""
 
     def decorate(function: Callable[..., Any]) -> click.Command:
-        decorated: Callable[..., Any] = global_options()(function)
-        return click.command(name, cls=click.Command, **attributes)(decorated)
+        made = click.command(name, cls=click.Command, **attributes)(function)
+        made.params.extend(global_options())
+        return made
 
     return decorate
 

@@ -37,7 +37,9 @@ def exec_(
     tty: bool,
     env: Sequence[tuple[str, str]],
 ) -> int:
-    """Run a program with the namespaces, cgroup and privileges of an instance.
+    """Run a program inside an instance.
+
+    It has the namespaces, cgroup and privileges of the application.
 
     The exit code is the program's; 126 and 127 if it cannot be executed or is not there.
     """

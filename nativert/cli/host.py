@@ -12,7 +12,7 @@ from nativert.cli.context import Session, pass_session
 @click.option("--dry-run", is_flag=True, help="Only tell what would be removed.")
 @pass_session
 def gc(session: Session, dry_run: bool) -> int:
-    """Remove what carries this node's tag and belongs to no instance."""
+    """Remove what no instance of this node owns any more."""
     with session.node() as node:
         leftovers = node.gc(dry_run=dry_run)
     if session.json:
@@ -29,7 +29,10 @@ def gc(session: Session, dry_run: bool) -> int:
 @context.command("doctor")
 @pass_session
 def doctor(session: Session) -> int:
-    """Tell what this host can and cannot enforce, and how to mend it; exit code 1 if not all."""
+    """Tell what this host cannot enforce, and how to mend it.
+
+    The exit code is 1 if something is missing.
+    """
     with session.node() as node:
         checks = node.doctor()
     if session.json:

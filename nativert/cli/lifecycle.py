@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @click.option("--name", metavar="N", help="Name the instance; the descriptor's name otherwise.")
 @pass_session
 def define(session: Session, descriptor: str, name: str | None) -> None:
-    """Validate a descriptor and keep it as an instance; prints the UUID."""
+    """Make an instance of a descriptor; prints its UUID."""
     accepted = context.read_descriptor(descriptor)
     with session.node() as node:
         row = node.define(accepted, name=name)
@@ -37,7 +37,7 @@ def define(session: Session, descriptor: str, name: str | None) -> None:
 @context.instances_argument
 @pass_session
 def configure(session: Session, instances: Sequence[str]) -> None:
-    """Fetch the image; create cgroups, namespaces, root file system and network."""
+    """Create image, cgroups, namespaces, file system, network."""
     for_each(session, instances, lambda node, ref: node.configure(ref))
 
 
@@ -55,7 +55,7 @@ def start(session: Session, instances: Sequence[str], env: Sequence[tuple[str, s
 @context.instances_argument
 @pass_session
 def restart(session: Session, instances: Sequence[str]) -> None:
-    """Stop the application and start it again; the namespaces stay."""
+    """Stop and start the application; the namespaces stay."""
     for_each(session, instances, lambda node, ref: node.restart(ref))
 
 
@@ -63,7 +63,7 @@ def restart(session: Session, instances: Sequence[str]) -> None:
 @context.instances_argument
 @pass_session
 def stop(session: Session, instances: Sequence[str]) -> None:
-    """Send the stop signal, wait for the grace period, kill what is left."""
+    """Send the stop signal; after the grace period, kill."""
     for_each(session, instances, lambda node, ref: node.stop(ref))
 
 
@@ -94,7 +94,7 @@ def kill(session: Session, instances: Sequence[str], signal_number: int) -> None
 @click.option("--timeout", type=quantities.DURATION, help="Give up after this time (exit code 6).")
 @pass_session
 def wait(session: Session, instances: Sequence[str], timeout: float | None) -> None:
-    """Wait until the application has ended; prints its exit code."""
+    """Wait for the end of the application; prints its exit code."""
     deadline = None if timeout is None else time.monotonic() + timeout
 
     def ended(node: Node, ref: str) -> Instance:

@@ -16,7 +16,10 @@ from nativert.cli.relay import LogObject, Relay
 @click.option("--timestamps", is_flag=True, help="Begin each line with the time it was written.")
 @pass_session
 def logs(session: Session, instance: str, follow: bool, tail: int | None, timestamps: bool) -> None:
-    """Print the log; the application's stderr goes to stderr. JSON: one object per line."""
+    """Print what the application has written.
+
+    Its stderr goes to stderr. With -o json: one object per line, on stdout.
+    """
     relay = Relay(timestamps=timestamps)
     with session.node() as node:
         for line in node.logs(instance, follow=follow, tail=tail):

@@ -84,9 +84,11 @@ class _LazyGroup(click.Group):
     no_args_is_help=False,
     subcommand_metavar="COMMAND [ARGS]...",
 )
-@context.global_options(root_variable="NATIVERT_ROOT")
 def cli() -> None:
     """Run native applications in namespaces and cgroups of their own, as FDUs."""
+
+
+cli.params.extend(context.global_options(root_variable="NATIVERT_ROOT"))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

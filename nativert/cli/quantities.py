@@ -19,6 +19,10 @@ class Quantity(click.ParamType):  # type: ignore[type-arg] # generic since click
         self.name = name
         self._parse = parse
 
+    def get_metavar(self, *_: object, **__: object) -> str:
+        """Return the name as it is: click would write MAX, which is not accepted."""
+        return self.name
+
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> object:

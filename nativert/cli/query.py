@@ -60,7 +60,10 @@ def _unique_length(instances: Sequence[str]) -> int:
 @context.instance_argument
 @pass_session
 def inspect(session: Session, instance: str) -> None:
-    """Print the full record in fog05's form, with a `native` object, as JSON."""
+    """Print the full record as JSON.
+
+    It has fog05's form, and a `native` object beside.
+    """
     with session.node() as node:
         record = node.inspect(instance)
     output.document(record)
@@ -71,7 +74,10 @@ def inspect(session: Session, instance: str) -> None:
 @click.option("--watch", type=quantities.DURATION, help="Repeat after this time.")
 @pass_session
 def stats(session: Session, instances: Sequence[str], watch: float | None) -> None:
-    """Print what instances use, from the kernel's counters; without INSTANCE all that run."""
+    """Print what instances use, from the kernel's counters.
+
+    Without INSTANCE: all that run. With -o json and --watch: one object per line.
+    """
     if watch is not None and watch <= 0:
         raise click.BadParameter("must be more than 0", param_hint="'--watch'")
     refs = list(instances) or None

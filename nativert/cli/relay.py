@@ -29,8 +29,8 @@ class Relay:
         try:
             output.write_all(_DESCRIPTORS[line.stream], prefix + line.text + end)
         except OSError as e:
-            # EBADF: the shell closed the stream (>&-).
-            if e.errno in (errno.EPIPE, errno.EBADF):
+            # EIO: the terminal was hung up.
+            if e.errno in (errno.EPIPE, errno.EIO):
                 raise output.StdoutClosedError from e
             raise
 

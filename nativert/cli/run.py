@@ -41,7 +41,7 @@ def run(
     detach: bool,
     bind_here: bool,
 ) -> int:
-    """Define, configure and start an application, and stream its log.
+    """Define, configure and start an application; stream its log.
 
     Ctrl-C, TERM or HUP stop it; a second Ctrl-C kills it. After its end the instance is cleaned
     and undefined. The exit code is the application's, 128+n when signal n ended it.
@@ -117,6 +117,10 @@ def _foreground(
         if not keep:
             _discard(node, row, error)
         raise error from e
+    except BaseException as e:
+        if not keep:
+            _discard(node, row, e)
+        raise
     if not keep:
         try:
             node.remove(row.instance)

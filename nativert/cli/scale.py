@@ -36,7 +36,10 @@ def scale(
     force: bool,
     **values: object,
 ) -> None:
-    """Change the limits of a running instance, all or none; `max` takes one off."""
+    """Change the limits of a running instance.
+
+    All of them are changed, or none. `max` takes a limit off.
+    """
     change: dict[str, object] = {
         _FIELDS[option]: None if value == UNSET else value
         for option, value in values.items()

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from nativert.cli.context import Session
 from nativert.cli.output import StdoutClosedError
 from nativert.cli.relay import Relay
-from nativert.errors import NativertError, TransitionError
+from nativert.errors import TransitionError
 from nativert.runtime.views import Instance
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class Stopped:
 
 
 # A number is a signal, an Instance the one that ended.
-Event = int | Instance | Drained | ReaderGone | Stopped | NativertError | OSError
+Event = int | Instance | Drained | ReaderGone | Stopped | Exception
 
 
 class Watch:
@@ -72,7 +72,7 @@ class Watch:
                 case ReaderGone():
                     drained = True
                     self._stop()
-                case NativertError() | OSError() as error:
+                case Exception() as error:
                     raise error
                 case _ if ended is not None:
                     # Only the log is left, and whoever reads it does not: a stopped terminal.
@@ -88,7 +88,7 @@ class Watch:
             try:
                 with self._session.node() as node:
                     event = body(node)
-            except (NativertError, OSError) as e:
+            except Exception as e:  # noqa: BLE001 (the main thread raises it)
                 event = e
             self._events.put(event)
 

@@ -210,6 +210,14 @@ def test_nativert_failing_after_the_start_is_125(node, nativert, app):
     assert node.calls[-1] == ("remove", "app", True)
 
 
+def test_a_fault_of_nativert_after_the_start_leaves_no_application(node, nativert, app):
+    node.ended.set()
+    node.fail["wait"] = ZeroDivisionError("fault")
+    with pytest.raises(ZeroDivisionError):
+        nativert("run", app)
+    assert node.rows == {}
+
+
 def test_a_clean_up_that_fails_after_the_end_is_125(node, nativert, app):
     node.finish(node.end)
     node.fail["remove"] = NativertError("busy", code=Code.CLEAN)
