@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Network
@@ -38,6 +36,8 @@ class Identity:
 
 def tag_of(node: str) -> str:
     """Return the tag of the node id *node*."""
+    import hashlib
+
     return hashlib.sha256(node.encode()).hexdigest()[:6]
 
 
@@ -97,6 +97,8 @@ def _read_or_make(paths: Paths, host: Registry) -> NodeFile:
         return restored
     if node is not None:
         return node
+    import uuid
+
     id_ = str(uuid.uuid4())
     return NodeFile(id=id_, tag=tag_of(id_), name=os.uname().nodename, subnet="", blocks=())
 
