@@ -17,7 +17,7 @@ from nativert.fdu.quantity import FieldError, show
 
 NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
 
-_AT: Final = re.compile(r"(?s)(.*?)(?: - at `\$(.*)`)?")
+_AT: Final = " - at `$"
 _STEP: Final = re.compile(r"\.([^.\[]+)|\[([0-9]+)\]")
 
 
@@ -130,11 +130,12 @@ def _empty(value: object) -> bool:
 
 
 def _refusal(error: msgspec.ValidationError, cleaned: object, kind: type[Part]) -> DescriptorError:
-    match = _AT.fullmatch(str(error))
-    assert match is not None
-    text, steps = match[1], match[2] or ""
-    path = steps.removeprefix(".")
     cause = error.__cause__
+    own = isinstance(cause, FieldError)
+    # From the right, or after our own text: what comes before may hold a value that looks alike.
+    text, _, steps = str(error).removeprefix(str(cause) if own else "").rpartition(_AT)
+    steps = steps.removesuffix("`")
+    path = steps.removeprefix(".")
     if isinstance(cause, FieldError):
         if cause.field.startswith("["):
             return DescriptorError(path + cause.field, cause.reason)

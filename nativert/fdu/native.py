@@ -31,6 +31,7 @@ from nativert.fdu.resources import (
 )
 
 MAX_GRACE_S: Final = 3600
+MAX_ENTRIES: Final = 256  # of each list of mounts, ports and devices
 
 
 def _parse_grace(value: float | str) -> float:
@@ -103,7 +104,7 @@ class Network(Part, frozen=True):
     """How much of a network the instance has, and what of it the host's network reaches."""
 
     mode: Literal["private", "host", "none"] = "private"
-    ports: tuple[str, ...] = ()
+    ports: Annotated[tuple[str, ...], Meta(max_length=MAX_ENTRIES)] = ()
 
     def parsed_ports(self) -> tuple[Port, ...]:
         """The published ports; `[ip:]HOST:INSTANCE[/tcp|udp]` each."""
@@ -181,9 +182,9 @@ class Native(Part, frozen=True, omit_defaults=True):
     cpu: Cpu = Cpu()
     memory: Memory = Memory()
     pids: Pids = Pids()
-    io: tuple[IoRequest, ...] = ()
-    mounts: tuple[Mount, ...] = ()
-    tmpfs: tuple[str | Tmpfs, ...] = ()
+    io: Annotated[tuple[IoRequest, ...], Meta(max_length=MAX_ENTRIES)] = ()
+    mounts: Annotated[tuple[Mount, ...], Meta(max_length=MAX_ENTRIES)] = ()
+    tmpfs: Annotated[tuple[str | Tmpfs, ...], Meta(max_length=MAX_ENTRIES)] = ()
     network: Network = Network()
     stop: Stop = Stop()
     logs: Logs = Logs()

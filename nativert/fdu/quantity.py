@@ -13,6 +13,7 @@ from nativert.errors import DescriptorError
 
 MAX_SIZE_BYTES: Final = 2**63 - 1  # what the kernel's interface files hold (loff_t, s64)
 MAX_DURATION_S: Final = 366 * 86400
+MAX_ARGUMENT: Final = 131071  # MAX_ARG_STRLEN without its NUL; see execve(2)
 MAX_CPU: Final = 8191  # NR_CPUS is at most 8192
 
 _SIZE: Final = re.compile(r"([0-9]{1,19})(\.[0-9]{1,9})?(?:([KkMmGgTt])(?:i|iB)?|B)?")
@@ -133,6 +134,8 @@ def check_variable(name: str, value: str, field: str) -> None:
     # A command line may bring bytes that are not UTF-8; a record cannot carry them.
     if not _encodable(name) or not _encodable(value):
         raise FieldError(field, f"cannot be {show(value)}: expected UTF-8")
+    if len(f"{name}={value}".encode()) > MAX_ARGUMENT:
+        raise FieldError(field, f"{show(name)} is longer than {MAX_ARGUMENT} bytes")
 
 
 def _encodable(text: str) -> bool:

@@ -195,9 +195,11 @@ def encode(record: Record) -> bytes:
 
 def decode(data: bytes, *, source: str) -> Record:
     """The record in `data`, which is JSON; raises `DescriptorError`."""
+    # Anything else would be read as YAML, which nobody writes records in.
+    if not data.lstrip().startswith(b"{"):
+        raise DescriptorError(source, "is not a JSON object")
     tree = document.read(data, source=source)
-    if not isinstance(tree, dict):
-        raise DescriptorError(source, f"cannot be {show(tree)}: expected an object")
+    assert isinstance(tree, dict)
     return _convert(_without_nulls(tree))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from nativert.fdu.quantity import FieldError, show
+from nativert.fdu.quantity import MAX_ARGUMENT, FieldError, show
 
 NAME_PATTERN: Final = "^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,63}$"
 UUID_PATTERN: Final = "^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$"
@@ -17,7 +17,6 @@ UMASK_PATTERN: Final = "^[0-7]{3,4}$"
 DEVICE_PATTERN: Final = "^([0-9]{1,4}:[0-9]{1,7}|/dev/[^\\s]{1,250})$"
 
 MAX_PATH: Final = 4095  # PATH_MAX without its NUL
-MAX_ARGUMENT: Final = 131071  # MAX_ARG_STRLEN without its NUL; see execve(2)
 _OURS: Final = ("/proc", "/sys", "/dev")
 
 

@@ -173,6 +173,12 @@ def test_argument_that_execve_cannot_pass_is_refused() -> None:
     assert caught.value.reason == "is longer than 131071 bytes"
 
 
+def test_variable_that_execve_cannot_pass_is_refused() -> None:
+    with pytest.raises(DescriptorError, match="env: 'A' is longer than 131071 bytes"):
+        with_native(env={"A": "x" * 131070})
+    assert with_native(env={"A": "x" * 131069}).native.env
+
+
 def test_more_values_than_a_descriptor_can_have_are_refused() -> None:
     with pytest.raises(DescriptorError, match="more than 65536 values"):
         decode(b'{"id": [' + b"1," * 65536 + b"1]}", source="many")

@@ -138,7 +138,7 @@ def test_what_is_no_record(change: dict[str, object], field: str | None) -> None
     assert caught.value.field == (field or "computation_requirements.cpu_min_count")
 
 
-@pytest.mark.parametrize("data", [b"", b"[]", b"{", b"null", b'{"uuid": NaN}', b"\xff"])
+@pytest.mark.parametrize("data", [b"", b"[]", b"{", b"null", b'{"uuid": NaN}', b"\xff", b"uuid: x"])
 def test_text_that_is_no_record(data: bytes) -> None:
     with pytest.raises(DescriptorError):
         records.decode(data, source="test")
