@@ -22,11 +22,6 @@ class IoLimit:
     riops: int | None = None
     wiops: int | None = None
 
-    @property
-    def empty(self) -> bool:
-        """Whether nothing is limited."""
-        return self.rbps is self.wbps is self.riops is self.wiops is None
-
 
 @dataclass(frozen=True, slots=True)
 class Limits:

@@ -60,8 +60,7 @@ class V2Controllers:
             self._need("cpu", "cpu.weight", "FAIR_GROUP_SCHED")
         if limits.cpuset is not None:
             self._need("cpuset", "cpuset.cpus", "CPUSETS")
-            available = files.read(f"{self._way()[-1]}/cpuset.cpus.effective")
-            common_check.check_cpuset(limits.cpuset, parse_list(available))
+            common_check.check_cpuset(limits.cpuset, self._cpus())
         if limits.memory_max is not None:
             self._need("memory", "memory.max", "MEMCG")
         if limits.memory_high is not None:
@@ -94,6 +93,16 @@ class V2Controllers:
                 )
         if not os.path.exists(f"{way[-1]}/{LAUNCHER}/{file}"):
             raise UnenforceableError(controller, f"this kernel has no {file}", kernel)
+
+    def _cpus(self) -> frozenset[int]:
+        # Before prepare() the file may exist at the root only.
+        for directory in reversed(self._way()):
+            text = files.read_optional(f"{directory}/cpuset.cpus.effective")
+            if text is not None:
+                return parse_list(text)
+        raise UnenforceableError(
+            "cpuset", "this kernel has no cpuset.cpus.effective", "use a kernel with CONFIG_CPUSETS"
+        )
 
     def _prepared(self) -> bool:
         return os.path.isdir(f"{self._root}/{self._parent}/{LAUNCHER}")

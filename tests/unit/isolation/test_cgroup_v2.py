@@ -135,6 +135,16 @@ def test_a_limit_without_its_controller_is_not_dropped_silently(tmp_path: Path) 
     assert knobs.plan(Limits(), {}) == []
 
 
+def test_check_before_prepare_looks_as_far_down_as_it_can(
+    cgroupfs: FakeCgroupfs, host: Host
+) -> None:
+    (cgroupfs.root / "nativert.slice").mkdir()
+    driver = V2Driver(PARENT, str(cgroupfs.root), host=host)
+    driver.check(Limits(cpuset="0-3", memory_max=MIB))
+    with pytest.raises(UnenforceableError, match="choose from 0-3"):
+        driver.check(Limits(cpuset="4"))
+
+
 def test_an_absent_controller_names_the_fix(cgroupfs: FakeCgroupfs, driver: Driver) -> None:
     cgroupfs.set("cgroup.controllers", "cpu pids")
     with pytest.raises(UnenforceableError, match="cgroup_enable=memory") as caught:
