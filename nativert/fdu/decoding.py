@@ -137,8 +137,6 @@ def _refusal(error: msgspec.ValidationError, cleaned: object, kind: type[Part]) 
     steps = steps.removesuffix("`")
     path = steps.removeprefix(".")
     if isinstance(cause, FieldError):
-        if cause.field.startswith("["):
-            return DescriptorError(path + cause.field, cause.reason)
         separator = "." if path and cause.field else ""
         return DescriptorError(f"{path}{separator}{cause.field}", cause.reason)
     value: Any = cleaned

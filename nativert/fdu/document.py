@@ -207,7 +207,7 @@ class _Plain:
         self._count += 1
         if self._count > MAX_VALUES:
             raise DescriptorError(self._source, f"has more than {MAX_VALUES} values")
-        if depth > MAX_DEPTH:
+        if depth >= MAX_DEPTH and isinstance(value, (dict, list)):
             raise DescriptorError(self._source, f"is nested deeper than {MAX_DEPTH}")
         if isinstance(value, _Object):
             if value.duplicate is not None:

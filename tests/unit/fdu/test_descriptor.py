@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from nativert.errors import DescriptorError
 from nativert.fdu import document
 from nativert.fdu.decoding import Part, fields
-from nativert.fdu.descriptor import Descriptor, decode, encode, schema
+from nativert.fdu.descriptor import Command, Descriptor, Image, decode, encode, schema
 from nativert.fdu.native import Native, Port, Tmpfs
 
 ROOT = Path(__file__).parents[3]
@@ -163,6 +163,32 @@ def test_more_than_a_mebibyte_is_refused_before_it_is_parsed() -> None:
 def test_depth_of_100_000_is_refused(data: bytes) -> None:
     with pytest.raises(DescriptorError, match="is nested deeper than 32"):
         decode(data, source="deep")
+
+
+@pytest.mark.parametrize("depth", [32, 33])
+def test_depth_is_counted_alike_in_json_and_yaml(depth: int) -> None:
+    inner = "[" * (depth - 1) + "]" * (depth - 1)
+    for text in (f'{{"a": {inner}}}', f"a: {inner}"):
+        if depth > document.MAX_DEPTH:
+            with pytest.raises(DescriptorError, match="is nested deeper than 32"):
+                document.read(text.encode(), source="test")
+        else:
+            document.read(text.encode(), source="test")
+
+
+@pytest.mark.parametrize(
+    ("written", "kind"), [("", None), ("tgz", "tar"), ("tar.xz", "tar"), ("zip", "zip")]
+)
+def test_kind_of_an_image(written: str, kind: str | None) -> None:
+    assert Image(uri="http://a/b", format=written).kind == kind  # type: ignore[arg-type]
+
+
+def test_paths_longer_than_the_kernel_takes_are_refused() -> None:
+    for path in ("/" + "a" * 256, "/a" * 2048):
+        with pytest.raises(DescriptorError, match="workdir: is too long for a path"):
+            Native(workdir=path)
+    with pytest.raises(DescriptorError, match="binary: is longer than 4095 bytes"):
+        Command(binary="/" * 4096)
 
 
 def test_argument_that_execve_cannot_pass_is_refused() -> None:
