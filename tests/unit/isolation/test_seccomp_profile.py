@@ -30,10 +30,10 @@ PROGRAMS = {machine: seccomp.compile_filter(machine) for machine in seccomp_prof
 
 
 def evaluate(program: bytes, nr: int, args: tuple[int, ...] = (), *, arch: int) -> int:
-    """Return what the filter answers, as seccomp_run_filters in kernel/seccomp.c would."""
+    """Return the filter's answer; struct seccomp_data, classic BPF: linux/filter.h."""
     padded = (*args, 0, 0, 0, 0, 0, 0)[:6]
     data = struct.pack("=IIQ6Q", nr & 0xFFFFFFFF, arch, 0, *padded)
-    code = list(struct.iter_unpack("=HBBI", program))
+    code: list[tuple[int, int, int, int]] = list(struct.iter_unpack("=HBBI", program))
     tests: dict[int, Callable[[int, int], bool]] = {
         0x15: lambda a, k: a == k,
         0x25: lambda a, k: a > k,
@@ -66,7 +66,7 @@ class Judge:
     def number(self, name: str) -> int:
         """Return the number of *name*, negative where this machine has none."""
         new = seccomp_profile.ALLOWED_NEW.get(name)
-        return new if new is not None else pyseccomp.resolve_syscall(self.arch, name)
+        return new if new is not None else int(pyseccomp.resolve_syscall(self.arch, name))
 
     def __call__(self, name: str, *args: int) -> int:
         """Return the filter's answer to the call."""
