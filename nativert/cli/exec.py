@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 import click
@@ -62,7 +63,8 @@ def _on_our_streams(
         stdin = 0 if interactive else nothing.fileno()
         running = node.exec(instance, argv, stdio=(stdin, 1, 2), env=env)
     try:
-        return running.wait()
+        with closing(running):
+            return running.wait()
     except (NativertError, OSError) as e:
         raise after_start(e) from e
 
@@ -73,11 +75,11 @@ def _on_a_terminal(
     from nativert.cli.terminal import attend, raw, window_size
 
     running = node.exec(instance, argv, stdio=(0, 1, 2), tty=True, env=env)
-    master = running.master
-    assert master is not None  # a session on a terminal has one
-    running.resize(*window_size(1))
+    stdin = 0 if interactive else None
     try:
-        with raw(0 if interactive else None):
-            return attend(running, master, stdin=0 if interactive else None)
+        with closing(running), raw(stdin):
+            assert running.master is not None  # a session on a terminal has one
+            running.resize(*window_size(1))
+            return attend(running, running.master, stdin=stdin)
     except (NativertError, OSError) as e:
         raise after_start(e) from e

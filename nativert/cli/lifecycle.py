@@ -11,6 +11,7 @@ import msgspec
 
 from nativert.cli import context, output, quantities
 from nativert.cli.context import Session, for_each, pass_session
+from nativert.cli.progress import download_bar
 from nativert.errors import Code, NativertError
 from nativert.runtime.views import Instance
 
@@ -38,7 +39,12 @@ def define(session: Session, descriptor: str, name: str | None) -> None:
 @pass_session
 def configure(session: Session, instances: Sequence[str]) -> None:
     """Create image, cgroups, namespaces, file system, network."""
-    for_each(session, instances, lambda node, ref: node.configure(ref))
+
+    def fetch_and_make(node: Node, ref: str) -> Instance:
+        with download_bar() as progress:
+            return node.configure(ref, progress=progress)
+
+    for_each(session, instances, fetch_and_make)
 
 
 @context.command("start")

@@ -14,6 +14,7 @@ from nativert.cli import context, output, quantities
 from nativert.cli.context import Session, pass_session
 from nativert.cli.failures import AFTER_START, CommandError, Failure, after_start
 from nativert.cli.interrupts import Interrupted, delivered, interrupt
+from nativert.cli.progress import download_bar
 from nativert.cli.watch import Event, Watch
 from nativert.errors import Code, DescriptorError, NativertError, UnknownInstanceError
 from nativert.fdu.descriptor import Descriptor
@@ -61,7 +62,7 @@ def run(
         if detach:
             _print_started(session, row)
             return 0
-        return _foreground(session, node, row, events, keep=keep)
+        return _foreground(node, row, events, keep=keep)
 
 
 def _with_this_directory(descriptor: Descriptor) -> Descriptor:
@@ -79,7 +80,8 @@ def _start(node: Node, row: Instance, env: dict[str, str], events: SimpleQueue[E
         if not events.empty():
             # It came while define had the queue only.
             raise Interrupted(_signal(events))
-        node.configure(row.instance)
+        with download_bar() as progress:
+            node.configure(row.instance, progress=progress)
         return node.run(row.instance, env=env)
 
 
@@ -106,10 +108,8 @@ def _print_started(session: Session, row: Instance) -> None:
         output.line(row.instance)
 
 
-def _foreground(
-    session: Session, node: Node, row: Instance, events: SimpleQueue[Event], *, keep: bool
-) -> int:
-    watch = Watch(session, node, row.instance, events)
+def _foreground(node: Node, row: Instance, events: SimpleQueue[Event], *, keep: bool) -> int:
+    watch = Watch(node, row.instance, events)
     try:
         ended = watch.until_the_end()
     except (NativertError, OSError) as e:

@@ -1,8 +1,8 @@
 """A running application seen from the foreground: its log, its end, and the operator's signals.
 
 Three things happen at once: the log is relayed, the end is awaited, and a signal may ask for
-the stop, which itself may take the whole grace period while the log goes on. Each has a thread
-and a `Node` of its own; all report to one queue, which the main thread reads.
+the stop, which itself may take the whole grace period while the log goes on. Each has a thread;
+all report to one queue, which the main thread reads.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from queue import SimpleQueue
 from threading import Thread
 from typing import TYPE_CHECKING
 
-from nativert.cli.context import Session
 from nativert.cli.output import StdoutClosedError
 from nativert.cli.relay import Relay
 from nativert.errors import TransitionError
@@ -46,10 +45,7 @@ Event = int | Instance | Drained | ReaderGone | Stopped | Exception
 class Watch:
     """Follows one instance until its application ended and the log is drained."""
 
-    def __init__(
-        self, session: Session, node: Node, instance: str, events: SimpleQueue[Event]
-    ) -> None:
-        self._session = session
+    def __init__(self, node: Node, instance: str, events: SimpleQueue[Event]) -> None:
         self._node = node
         self._instance = instance
         self._events = events
@@ -83,11 +79,10 @@ class Watch:
                     self._stop()
         return ended
 
-    def _begin(self, body: Callable[[Node], Event]) -> None:
+    def _begin(self, body: Callable[[], Event]) -> None:
         def report() -> None:
             try:
-                with self._session.node() as node:
-                    event = body(node)
+                event = body()
             except Exception as e:  # noqa: BLE001 (the main thread raises it)
                 event = e
             self._events.put(event)
@@ -95,29 +90,29 @@ class Watch:
         # Daemon: a thread that waits for a reader of stdout must not keep the process.
         Thread(target=report, name=body.__name__, daemon=True).start()
 
-    def _relay_log(self, node: Node) -> Event:
+    def _relay_log(self) -> Event:
         relay = Relay()
         try:
-            for line in node.logs(self._instance, follow=True):
+            for line in self._node.logs(self._instance, follow=True):
                 relay.write(line)
         except StdoutClosedError:
             return ReaderGone()
         return Drained()
 
-    def _await_end(self, node: Node) -> Event:
-        return node.wait(self._instance)
+    def _await_end(self) -> Event:
+        return self._node.wait(self._instance)
 
     def _stop(self) -> None:
         if not self.stopping:
             self.stopping = True
             self._begin(self._stop_application)
 
-    def _stop_application(self, node: Node) -> Event:
+    def _stop_application(self) -> Event:
         try:
-            node.stop(self._instance)
+            self._node.stop(self._instance)
         except TransitionError as e:
             # RUNNING is the only state to stop from. Paused: killed as it is. Else it has
             # ended by itself, which the other thread reports.
             if e.state == "PAUSED":
-                node.kill(self._instance, signal.SIGKILL)
+                self._node.kill(self._instance, signal.SIGKILL)
         return Stopped()

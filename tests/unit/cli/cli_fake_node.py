@@ -74,7 +74,11 @@ class FakeNode:
             raise self.fail["define"]
         return self.add(name or descriptor.name, "DEFINED")
 
-    def configure(self, ref: str) -> Instance:
+    def configure(
+        self, ref: str, *, progress: Callable[[int, int | None], None] | None = None
+    ) -> Instance:
+        if progress is not None:
+            progress(1 << 20, 4 << 20)
         return self._go("configure", ref, "CONFIGURED", ("DEFINED",))
 
     def clean(self, ref: str) -> Instance:
@@ -205,6 +209,12 @@ class FakeSession:
     def wait(self) -> int:
         code = self._process.wait()
         return code if code >= 0 else 128 - code
+
+    def close(self) -> None:
+        if self._process.poll() is None:
+            self._process.kill()
+        if self.master is not None:
+            os.close(self.master)
 
     def resize(self, rows: int, columns: int) -> None:
         assert self.master is not None

@@ -78,6 +78,19 @@ def test_a_variable_without_a_value_is_wrong_usage(node, nativert):
     assert node.calls == []
 
 
+def test_a_download_is_shown_on_a_terminal_only(node, nativert, monkeypatch):
+    for name in ("a", "b"):
+        node.add(name, "DEFINED")
+    assert nativert("configure", "a").err == ""
+    monkeypatch.setattr("nativert.cli.progress.on_terminal", lambda: True)
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    result = nativert("configure", "b")
+    assert "1.0/4.0 MiB" in result.err
+    assert result.out == "b CONFIGURED\n"
+
+
 @pytest.mark.parametrize(("option", "number"), [([], 9), (["-s", "TERM"], 15), (["-s", "1"], 1)])
 def test_kill_sends_the_signal(node, nativert, option, number):
     node.add("web", "RUNNING")

@@ -173,7 +173,7 @@ def test_a_start_that_fails_leaves_nothing(node, nativert, app, step):
 
 
 def test_a_signal_during_configure_interrupts_it(node, nativert, app):
-    def configure(_ref: str) -> None:
+    def configure(_ref: str, *, progress: object) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         threading.Event().wait(30)
         pytest.fail("the signal came through too late")
