@@ -17,7 +17,7 @@ from nativert.launcher import child
 from nativert.launcher.log import Log, Pipe
 from nativert.launcher.protocol import EXIT_FILE, Message
 
-_TEMPORARY: Final = EXIT_FILE + ".new"
+_TEMPORARY: Final = EXIT_FILE + ".tmp"
 
 
 class Evidence:

@@ -103,13 +103,20 @@ class LauncherClient:
     """The launcher of one node, started when there is none."""
 
     def __init__(
-        self, run: Path, *, tasks: Sequence[str], init_cgroup: str | None, here: bool
+        self,
+        run: Path,
+        *,
+        tasks: Sequence[str],
+        init_cgroup: str | None,
+        init_tasks: Sequence[str],
+        here: bool,
     ) -> None:
         self._run = run
         self._config = {
             "run": str(run),
             "tasks": list(tasks),
             "init_cgroup": init_cgroup,
+            "init_tasks": list(init_tasks),
             "here": here,
             "idle_s": 5.0,
         }

@@ -60,6 +60,7 @@ class Launcher:
         self._hello = protocol.hello() | {"rlimits": rlimits}
         into = config.get("init_cgroup")
         self._init_cgroup = os.open(into, os.O_RDONLY | os.O_CLOEXEC) if into else None
+        self._init_tasks = [os.open(t, os.O_WRONLY | os.O_CLOEXEC) for t in config["init_tasks"]]
         self._clients: dict[int, socket.socket] = {}
         self._pending: dict[int, Pending] = {}
         self._children: set[int] = set()
@@ -254,6 +255,9 @@ class Launcher:
         for pending in self._pending.values():
             pending.control.detach()
         self._listener.detach()
+        # Where there is no cgroup2 to be born into.
+        for tasks in self._init_tasks:
+            os.write(tasks, b"0")
         os.dup2(fd, 3, inheritable=False)
         syscalls.close_range(4, 0xFFFFFFFF)
         init.main(sandbox, socket.socket(fileno=3))

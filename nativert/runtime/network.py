@@ -18,7 +18,8 @@ from nativert.errors import Code, NativertError
 from nativert.isolation.network import conntrack, forward, ports, resolver, sysctl
 from nativert.isolation.network.deleter import GroupDeleter
 from nativert.isolation.network.forwarding import Forwarding
-from nativert.isolation.network.links import Inside, Link, Links
+from nativert.isolation.network.links import Links
+from nativert.isolation.network.messages import Inside, Link
 from nativert.isolation.network.nftables import PROTOCOLS, Published, Table
 from nativert.runtime.protocols import Attached, Counters, InterfaceRequest, PortRequest
 
@@ -271,6 +272,10 @@ class BridgeNetwork:
     def foreign_forward_drops(self) -> list[str]:
         """Return what of other people's rules keeps the bridge's packets, and how to mend it."""
         return forward.foreign_drops(self.bridge)
+
+    def present(self) -> bool:
+        """Return whether the bridge is there."""
+        return self._links.index_of(self.bridge) is not None
 
     def destroy(self) -> None:
         """Remove bridge, table and what was set; safe twice.

@@ -109,6 +109,10 @@ class NetworkManager(Protocol):
         """Return the host's links that carry this node's tag."""
         ...
 
+    def present(self) -> bool:
+        """Return whether what `prepare` made, or part of it, is on the host."""
+        ...
+
     def destroy(self) -> None:
         """Remove what `prepare` made; refuses while instances are attached."""
         ...

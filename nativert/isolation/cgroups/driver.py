@@ -144,6 +144,10 @@ class Driver(Protocol):
         """Return the children of the parent in any hierarchy, without the two leaves."""
         ...
 
+    def exists(self) -> bool:
+        """Whether the parent is in any hierarchy."""
+        ...
+
     def destroy(self) -> None:
         """Remove the leaves and the parent; OSError(EBUSY) while anything is in them."""
         ...

@@ -65,6 +65,10 @@ class Tree:
         found = {name for path in self.parents() for name in files.subdirectories(path)}
         return tuple(sorted(found.difference(LEAVES)))
 
+    def exists(self) -> bool:
+        """Return whether the parent is in any hierarchy."""
+        return any(os.path.isdir(path) for path in self.parents())
+
     def destroy(self) -> None:
         """Remove leaves and parent, and what this object made above; EBUSY if in use."""
         if names := self.names():

@@ -141,6 +141,10 @@ class V1Driver:
         """Return the children of the parent in any hierarchy, without the two leaves."""
         return self._tree.names()
 
+    def exists(self) -> bool:
+        """Whether the parent is in any hierarchy."""
+        return self._tree.exists()
+
     def destroy(self) -> None:
         """Remove the leaves and the parent; OSError(EBUSY) while anything is in them."""
         self._tree.destroy()

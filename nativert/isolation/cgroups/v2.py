@@ -121,6 +121,10 @@ class V2Driver:
         """Return the children of the parent, without the two leaves."""
         return self._tree.names()
 
+    def exists(self) -> bool:
+        """Whether the parent is in any hierarchy."""
+        return self._tree.exists()
+
     def destroy(self) -> None:
         """Remove the leaves and the parent; OSError(EBUSY) while anything is in them."""
         self._tree.destroy()

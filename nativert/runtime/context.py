@@ -1,0 +1,141 @@
+"""What the operations of one node share: its store, cgroups, network, files and launcher."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nativert.errors import Code, NativertError
+from nativert.isolation import cgroups
+from nativert.isolation.cgroups.driver import INIT, LAUNCHER, Driver
+from nativert.launcher.client import LauncherClient
+from nativert.runtime.protocols import NetworkManager, Os
+from nativert.store.claims import Claims
+from nativert.store.durable import Store
+from nativert.store.identity import Identity, claim_block, open_identity
+from nativert.store.locks import InstanceLock
+from nativert.store.paths import Paths
+
+if TYPE_CHECKING:
+    from nativert.runtime.image import Images
+
+# An operation waits for the one before it on the same instance: stop's grace, and a margin.
+_LOCK_TIMEOUT_S = 3700.0
+
+
+class Context:
+    """One node on this machine, opened by one process. What is costly is made when asked for."""
+
+    def __init__(
+        self,
+        root: Path | None,
+        *,
+        here: bool,
+        os: Os | None = None,
+        network: Callable[[Identity], NetworkManager] | None = None,
+    ) -> None:
+        self.paths = Paths(root)
+        self.paths.create()
+        self.claims = Claims()
+        self.identity = open_identity(self.paths, self.claims)
+        self.store = Store(self.paths)
+        self._here = here
+        self._os = os
+        self._make_network = network
+        self._network: NetworkManager | None = None
+
+    @property
+    def name(self) -> str:
+        """The node's name, as ps shows it."""
+        return self.identity.name
+
+    @functools.cached_property
+    def driver(self) -> Driver:
+        """The cgroups of this node; UnenforceableError where none are mounted."""
+        return cgroups.detect(f"nativert-{self.identity.tag}")
+
+    @functools.cached_property
+    def os(self) -> Os:
+        """Files and downloads."""
+        if self._os is not None:
+            return self._os
+        from nativert.runtime.local_os import LocalOs
+
+        return LocalOs()
+
+    @property
+    def network(self) -> NetworkManager:
+        """Links, addresses and ports."""
+        if self._network is None:
+            if self._make_network is not None:
+                self._network = self._make_network(self.identity)
+            else:
+                from nativert.runtime.network import BridgeNetwork
+
+                subnet = str(self.identity.subnet)
+                self._network = BridgeNetwork(self.identity.tag, subnet, self.paths.run / "net")
+        return self._network
+
+    @functools.cached_property
+    def images(self) -> Images:
+        """Fetching and unpacking."""
+        from nativert.runtime.image import Images
+
+        return Images(self.paths.lib / "images", self.os)
+
+    @functools.cached_property
+    def launcher(self) -> LauncherClient:
+        """The node's launcher; connecting starts it."""
+        self.driver.prepare()
+        entry = self.driver.open(LAUNCHER).entry()
+        # On v2 the starter's own cgroup is left by a plain write too: one `0` to cgroup.procs.
+        tasks = [*entry.tasks, *([f"{entry.into}/cgroup.procs"] if entry.into else [])]
+        init = self.driver.open(INIT).entry()
+        return LauncherClient(
+            self.paths.run,
+            tasks=tasks,
+            init_cgroup=init.into,
+            init_tasks=() if init.into else init.tasks,
+            here=self._here,
+        )
+
+    @functools.cached_property
+    def seccomp(self) -> Path:
+        """The compiled filter, made once for each version of the profile."""
+        from nativert.isolation.seccomp import cached
+
+        return cached(self.paths.run)
+
+    def lock(self, uuid: str) -> InstanceLock:
+        """The lock that serialises the operations on one instance."""
+        return InstanceLock(self.paths, uuid, timeout_s=_LOCK_TIMEOUT_S)
+
+    def more_blocks(self) -> tuple[int, ...]:
+        """Claim another block of id ranges; NativertError(IDS_EXHAUSTED)."""
+        self.identity = claim_block(self.paths, self.claims, self.identity)
+        return self.identity.blocks
+
+    def link_name(self, number: int) -> str:
+        """The host-side name of a veth; IFNAMSIZ leaves 7 digits for the number."""
+        if number > 9_999_999:
+            raise NativertError(f"no link name left: {number}", code=Code.NETWORK)
+        return f"nv{self.identity.tag}{number}"
+
+    def launcher_leaves(self) -> bool:
+        """Ask the launcher to end, if it is there; False while it has instances."""
+        client: LauncherClient | None = self.__dict__.pop("launcher", None)
+        if client is None:
+            client = LauncherClient(
+                self.paths.run, tasks=(), init_cgroup=None, init_tasks=(), here=self._here
+            )
+        return client.leave()
+
+    def close(self) -> None:
+        """Finish what goes on in the background and release what is held."""
+        if self._network is not None:
+            self._network.close()
+        if "launcher" in self.__dict__:
+            self.launcher.close()
+        self.store.close()

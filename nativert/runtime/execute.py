@@ -1,0 +1,150 @@
+"""Programs inside an instance beside its application: sessions (exec) and scripts."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from nativert.errors import Code, NativertError
+from nativert.fdu.descriptor import Descriptor
+from nativert.launcher.client import Channel, ReportedError
+from nativert.launcher.protocol import INIT_SOCKET
+from nativert.runtime import program
+from nativert.runtime.context import Context
+from nativert.runtime.users import User
+from nativert.store.boot import Facts
+from nativert.store.durable import Row
+
+_SCRIPT_OUTPUT_BYTES = 4096
+_NOT_FOUND = (errno.ENOENT, errno.ENOTDIR)
+
+
+def shell_code(error: ReportedError) -> Code:
+    """Return the code of a shell for a program that could not be executed."""
+    if error.step != "exec":
+        return Code.RUN
+    return Code.COMMAND_NOT_FOUND if error.errno in _NOT_FOUND else Code.NOT_EXECUTABLE
+
+
+def exec_error(row: Row, error: ReportedError) -> NativertError:
+    """Return the refusal that a failed start becomes, with the hint that fits."""
+    hint = ""
+    if error.errno == errno.ENOEXEC:
+        hint = "not a program of this architecture, and no #! line"
+    elif error.errno == errno.ELIBACC:
+        hint = "bring in the interpreter or loader that it names, or link it statically"
+    elif error.step == "working directory":
+        hint = "native.workdir must exist inside and be enterable by the application"
+    return NativertError(f"{row.name}: {error}", code=shell_code(error), hint=hint)
+
+
+class ExecSession:
+    """One program that was started inside; `master` is its terminal, if it has one."""
+
+    def __init__(self, row: Row, channel: Channel, master: int | None) -> None:
+        self._row = row
+        self._channel = channel
+        self.master = master
+
+    def wait(self) -> int:
+        """Wait for its end; return its exit code, 128+n on signal n."""
+        try:
+            message, _ = self._channel.receive(None)
+        except (EOFError, OSError) as e:
+            raise NativertError(
+                f"{self._row.name}: the session was lost with its instance", code=Code.FAILED
+            ) from e
+        code = int(message["code"])
+        return code if code >= 0 else 128 - code
+
+    def resize(self, rows: int, columns: int) -> None:
+        """Tell the terminal its size; see ioctl_tty(2)."""
+        if self.master is not None:
+            import fcntl
+            import struct
+            import termios
+
+            fcntl.ioctl(self.master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+
+    def close(self) -> None:
+        """Give the session up: what still runs of it is killed."""
+        self._channel.close()
+        if self.master is not None:
+            os.close(self.master)
+            self.master = None
+
+
+def start(
+    context: Context,
+    row: Row,
+    plan: Any,
+    *,
+    stdio: Sequence[int],
+    terminal: bool,
+    verb: str = "exec",
+) -> ExecSession:
+    """Start a `launcher.plan.Program` inside; NativertError with a shell's code."""
+    channel = Channel(context.paths.instance_run(row.uuid), INIT_SOCKET)
+    master = None
+    try:
+        message = {"verb": verb, "program": plan._asdict(), "terminal": terminal}
+        _, fds = channel.call(message, () if terminal else stdio)
+        if terminal:
+            master = fds[0]
+            channel.receive()
+    except ReportedError as e:
+        channel.close()
+        if master is not None:
+            os.close(master)
+        raise exec_error(row, e) from e
+    except BaseException:
+        channel.close()
+        raise
+    return ExecSession(row, channel, master)
+
+
+def session_program(
+    descriptor: Descriptor,
+    facts: Facts,
+    argv: Sequence[str],
+    env: Mapping[str, str] | None,
+    *,
+    terminal: bool = False,
+) -> Any:
+    """Return the program of a session: who and where the application is."""
+    user = User(*facts.details["user"])  # type: ignore[misc]
+    extra = dict(env or {})
+    if terminal:
+        extra.setdefault("TERM", os.environ.get("TERM", "xterm"))
+    limits: Any = facts.details["rlimits"]
+    return program.build(descriptor, list(argv), user, limits, extra)
+
+
+def script(
+    context: Context, row: Row, descriptor: Descriptor, facts: Facts, argv: Sequence[str]
+) -> None:
+    """Run the descriptor's script to its end; its failure is ours, with its output."""
+    output = os.memfd_create("script", os.MFD_CLOEXEC)
+    null = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        plan = session_program(descriptor, facts, argv, None)
+        session = start(
+            context, row, plan, stdio=(null, output, output), terminal=False, verb="script"
+        )
+        try:
+            code = session.wait()
+        finally:
+            session.close()
+        if code:
+            size = os.fstat(output).st_size
+            tail = os.pread(output, _SCRIPT_OUTPUT_BYTES, max(0, size - _SCRIPT_OUTPUT_BYTES))
+            text = tail.decode(errors="replace").strip() or "no output"
+            raise NativertError(
+                f"{row.name}: configuration.script ended with code {code}: {text}",
+                code=Code.CONFIGURE,
+            )
+    finally:
+        os.close(null)
+        os.close(output)

@@ -1,0 +1,97 @@
+"""The limits of an instance: from a descriptor, from a request to scale, to and from JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import stat
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from nativert.errors import Code, DescriptorError, NativertError
+from nativert.fdu.descriptor import Descriptor
+from nativert.isolation.cgroups.limits import IoLimit, Limits
+
+
+def device_number(device: str) -> str:
+    """Return "major:minor" of a block device given so or by path; raises DescriptorError."""
+    if not device.startswith("/"):
+        return device
+    try:
+        status = os.stat(device)
+    except OSError as e:
+        raise DescriptorError("native.io.device", f"{device}: {e.strerror}") from e
+    if not stat.S_ISBLK(status.st_mode):
+        raise DescriptorError("native.io.device", f"{device} is not a block device")
+    return f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
+
+
+def of_descriptor(descriptor: Descriptor) -> Limits:
+    """Return the limits that a descriptor asks for; raises DescriptorError."""
+    native = descriptor.native
+    return Limits(
+        cpu_max=native.cpu.max,
+        cpu_weight=native.cpu.weight,
+        cpuset=native.cpu.cpuset,
+        memory_max=native.memory.max_bytes,
+        memory_high=native.memory.high_bytes,
+        memory_swap=native.memory.swap_bytes,
+        pids_max=native.pids.max,
+        io=tuple(
+            IoLimit(
+                device=device_number(request.device),
+                rbps=request.rbps_bytes,
+                wbps=request.wbps_bytes,
+                riops=request.riops,
+                wiops=request.wiops,
+            )
+            for request in native.io
+        ),
+    )
+
+
+def changed(limits: Limits, change: Mapping[str, object]) -> Limits:
+    """Return *limits* with the fields of *change* in their place; None unsets.
+
+    io entries replace those of the same device, field by field. Raises NativertError(USAGE).
+    """
+    known = {field.name for field in dataclasses.fields(Limits)}
+    unknown = sorted(change.keys() - known)
+    if unknown:
+        raise NativertError(
+            f"no such limit: {', '.join(unknown)}",
+            code=Code.USAGE,
+            hint=f"known: {', '.join(sorted(known))}",
+        )
+    values: dict[str, Any] = dict(change)
+    if values.get("io") is not None:
+        by_device = {limit.device: limit for limit in limits.io}
+        for entry in values["io"]:
+            fields = dict(entry) if isinstance(entry, Mapping) else dataclasses.asdict(entry)
+            device = device_number(fields.pop("device"))
+            before = by_device.get(device, IoLimit(device))
+            by_device[device] = dataclasses.replace(before, **fields)
+        # An entry in which nothing is left is no limit any more.
+        values["io"] = tuple(
+            limit for limit in by_device.values() if limit != IoLimit(limit.device)
+        )
+    elif "io" in values:
+        values["io"] = ()
+    try:
+        return msgspec.convert(
+            dataclasses.asdict(dataclasses.replace(limits, **values)), Limits, strict=True
+        )
+    except msgspec.ValidationError as e:
+        raise NativertError(f"bad limit: {e}", code=Code.USAGE) from e
+
+
+def encode(limits: Limits) -> str:
+    """Return *limits* as the store keeps them."""
+    return msgspec.json.encode(limits).decode()
+
+
+def decode(text: str | None) -> Limits | None:
+    """Return what `encode` wrote."""
+    return None if text is None else msgspec.json.decode(text.encode(), type=Limits)

@@ -1,0 +1,373 @@
+"""The facade: one node, its instances, and the operations on them.
+
+Everything above (CLI, agent, plugin) uses this and nothing below it. Each operation
+takes the instance's lock, settles what has happened meanwhile, checks the edge in the
+state table, acts, and reports. References are UUIDs, unique prefixes of one, or names.
+"""
+
+from __future__ import annotations
+
+import uuid as uuids
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import msgspec
+
+from nativert.errors import NativertError, StepError
+from nativert.fdu import descriptor as descriptors
+from nativert.fdu import record as records
+from nativert.fdu.descriptor import Descriptor
+from nativert.fdu.states import Event, Operation, State, next_state
+from nativert.runtime import admission, doctor, execute, gc, logs, release
+from nativert.runtime import limits as limits_of
+from nativert.runtime import pause as pauses
+from nativert.runtime import run as runs
+from nativert.runtime import scale as scales
+from nativert.runtime.configure import configure
+from nativert.runtime.context import Context
+from nativert.runtime.execute import ExecSession
+from nativert.runtime.observe import Observed, observe, settle
+from nativert.runtime.protocols import NetworkManager, Os, Progress
+from nativert.runtime.stats import Monitor
+from nativert.runtime.views import Check, Figures, Instance, Leftover, LogLine
+from nativert.store.durable import Row
+from nativert.store.identity import Identity
+
+
+class Reporter(Protocol):
+    """Who hears of every outcome; the names are those of a fog05 runtime plugin."""
+
+    def update_fdu_status(self, fdu: str, instance: str, status: str) -> None:
+        """An operation has ended in *status*, a word of the wire."""
+        ...
+
+    def write_fdu_error(self, fdu: str, instance: str, code: int, message: str) -> None:
+        """An operation has failed; the state is what it was before."""
+        ...
+
+
+class Node:
+    """One node of this machine. A context manager; may be used by several threads."""
+
+    def __init__(
+        self,
+        root: Path | None = None,
+        *,
+        here: bool = False,
+        os: Os | None = None,
+        network: Callable[[Identity], NetworkManager] | None = None,
+        reporter: Reporter | None = None,
+    ) -> None:
+        self._context = Context(root, here=here, os=os, network=network)
+        self._monitor = Monitor(self._context)
+        self._reporter = reporter
+
+    def close(self) -> None:
+        """Finish what goes on in the background; instances go on."""
+        self._monitor.close()
+        self._context.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, e: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # -- operations --------------------------------------------------------------------
+
+    def define(self, descriptor: Descriptor, *, name: str | None = None) -> Instance:
+        """Enter an instance of *descriptor*; raises NativertError NAME_TAKEN, REQUIREMENTS."""
+        next_state(State.UNDEFINED, Operation.DEFINE)
+        context = self._context
+        admission.check_machine(descriptor.computation_requirements)
+        instance, fdu = str(uuids.uuid4()), descriptor.fdu_uuid
+        record = records.new_record(descriptor, instance, fdu)
+        row = context.store.add(
+            uuid=instance,
+            name=name or descriptor.name,
+            fdu=fdu,
+            descriptor=descriptors.encode(descriptor).decode(),
+            record=records.encode(record).decode(),
+            desired=State.DEFINED.value,
+            subnet=context.identity.subnet,
+            blocks=context.identity.blocks,
+            interfaces=[interface.name for interface in descriptor.interfaces],
+            more_blocks=context.more_blocks,
+            event=("defined", "{}"),
+        )
+        self._report(row, State.DEFINED)
+        return self._monitor.row(Observed(row, State.DEFINED, None, None))
+
+    def configure(self, ref: str, *, progress: Progress | None = None) -> Instance:
+        """Fetch the image; make cgroups, namespaces, root file system, network."""
+        return self._operate(
+            ref, Operation.CONFIGURE, lambda seen: configure(self._context, seen, progress=progress)
+        )
+
+    def clean(self, ref: str) -> Instance:
+        """Remove all that configure made; the data stays until undefine."""
+        return self._operate(ref, Operation.CLEAN, self._clean)
+
+    def _clean(self, seen: Observed) -> Observed:
+        from nativert.store import boot
+
+        if seen.facts is None:
+            raise AssertionError(f"{seen.state} without facts")
+        facts = msgspec.structs.replace(seen.facts, intent="clean")
+        boot.write_facts(self._context.paths, seen.row.uuid, facts)
+        self._monitor.forget(seen.row.uuid)
+        release.everything(self._context, seen.row, facts)
+        row = self._context.store.update(seen.row.uuid, desired=State.DEFINED.value)
+        return Observed(row, State.DEFINED, None, seen.end)
+
+    def run(self, ref: str, *, env: Mapping[str, str] | None = None) -> Instance:
+        """Start the application; *env* is added to the descriptor's."""
+        return self._operate(
+            ref, Operation.RUN, lambda seen: runs.run(self._context, seen, env=env)
+        )
+
+    def stop(self, ref: str) -> Instance:
+        """Send the stop signal, wait for the grace, kill what is left."""
+        return self._operate(ref, Operation.STOP, lambda seen: runs.stop(self._context, seen))
+
+    def restart(self, ref: str) -> Instance:
+        """Stop and start, with the environment of the last start."""
+
+        def again(seen: Observed) -> Observed:
+            facts = seen.facts
+            env: Any = {} if facts is None else facts.details.get("env", {})
+            stopped = runs.stop(self._context, seen)
+            next_state(stopped.state, Operation.RUN)
+            return runs.run(self._context, stopped, env=env)
+
+        return self._operate(ref, Operation.STOP, again)
+
+    def pause(self, ref: str) -> Instance:
+        """Freeze the application."""
+        return self._operate(ref, Operation.PAUSE, lambda seen: pauses.pause(self._context, seen))
+
+    def resume(self, ref: str) -> Instance:
+        """Thaw the application."""
+        return self._operate(ref, Operation.RESUME, lambda seen: pauses.resume(self._context, seen))
+
+    def scale(self, ref: str, change: Mapping[str, object], *, force: bool = False) -> Instance:
+        """Change limits of the running application; keys are the fields of `Limits`."""
+        return self._operate(
+            ref,
+            Operation.SCALE,
+            lambda seen: scales.scale(self._context, seen, change, force=force),
+        )
+
+    def undefine(self, ref: str) -> None:
+        """Forget the instance: nothing of it is left."""
+        self._operate(ref, Operation.UNDEFINE, self._undefine)
+
+    def _undefine(self, seen: Observed) -> Observed:
+        release.data(self._context, seen.row)
+        self._context.store.delete(seen.row.uuid, event=("undefined", "{}"))
+        return Observed(seen.row, State.UNDEFINED, None, None)
+
+    def remove(self, ref: str, *, force: bool = False) -> None:
+        """Take the edges down to UNDEFINED.
+
+        A running application is stopped as by stop. With *force* it is killed, and a paused
+        one too, which otherwise is refused.
+        """
+        row = self._context.store.find(ref)
+        if row.corrupt:
+            self._context.store.discard(row.seq)
+            return
+        state = self._state(row)
+        if state in (State.RUNNING, State.PAUSED):
+            if force:
+                self._operate(row.uuid, None, self._force)
+            else:
+                self.stop(row.uuid)
+            state = self._state(row)
+        if state is State.CONFIGURED:
+            self.clean(row.uuid)
+        self.undefine(row.uuid)
+
+    def _force(self, seen: Observed) -> Observed:
+        if seen.state is State.PAUSED:
+            next_state(seen.state, Event.FORCED_REMOVAL)
+        elif seen.state is not State.RUNNING:
+            return seen
+        return runs.force(self._context, seen)
+
+    def _state(self, row: Row) -> State:
+        return observe(self._context, row).state
+
+    # -- the application ---------------------------------------------------------------
+
+    def kill(self, ref: str, number: int) -> None:
+        """Send a signal to the application's first process."""
+        row = self._context.store.find(ref)
+        seen = observe(self._context, row)
+        if seen.state is not State.PAUSED:
+            # The same applications can be signalled that can be stopped.
+            next_state(seen.state, Operation.STOP)
+        runs.send_signal(self._context, seen, number)
+
+    def wait(self, ref: str, *, timeout_s: float | None = None) -> Instance:
+        """Wait until the application has ended; NativertError(TIMEOUT)."""
+        from nativert.errors import Code
+
+        row = self._context.store.find(ref)
+        seen = observe(self._context, row)
+        if seen.state in (State.RUNNING, State.PAUSED, State.SCALING):
+            if not runs.follow(self._context, seen, timeout_s):
+                raise NativertError(
+                    f"{row.name}: still runs after {timeout_s:g} s", code=Code.TIMEOUT
+                )
+            with self._context.lock(row.uuid):
+                seen = settle(self._context, self._context.store.get(row.uuid))
+        return self._monitor.row(seen)
+
+    def exec(
+        self,
+        ref: str,
+        argv: Sequence[str],
+        *,
+        stdio: tuple[int, int, int],
+        tty: bool = False,
+        env: Mapping[str, str] | None = None,
+    ) -> ExecSession:
+        """Start a program beside the application, in its namespaces, cgroup and privileges."""
+        context = self._context
+        row = context.store.find(ref)
+        seen = observe(context, row)
+        if seen.state is not State.CONFIGURED:
+            # As for stop: not in DEFINED, where there is nothing to be in, nor in PAUSED,
+            # where it would be frozen.
+            next_state(seen.state, Operation.STOP)
+        if seen.facts is None:
+            raise AssertionError(f"{seen.state} without facts")
+        descriptor = descriptors.decode(row.descriptor.encode(), source=row.name)
+        plan = execute.session_program(descriptor, seen.facts, argv, env, terminal=tty)
+        return execute.start(context, row, plan, stdio=stdio, terminal=tty)
+
+    def logs(self, ref: str, *, follow: bool = False, tail: int | None = None) -> Iterator[LogLine]:
+        """Yield the log of the instance's runs; with *follow* until the application ends."""
+        row = self._context.store.find(ref)
+        directory = self._context.paths.instance_lib(row.uuid) / "log"
+        if not follow or not directory.is_dir():
+            return logs.read(directory, tail=tail)
+
+        def running() -> bool:
+            try:
+                seen = observe(self._context, self._context.store.get(row.uuid))
+            except NativertError:
+                return False  # Undefined meanwhile.
+            return seen.state in (State.RUNNING, State.PAUSED, State.SCALING)
+
+        return logs.follow(directory, tail=tail, running=running)
+
+    # -- questions ---------------------------------------------------------------------
+
+    def get(self, ref: str) -> Instance:
+        """Return one instance."""
+        return self._monitor.row(self._look(self._context.store.find(ref)))
+
+    def _look(self, row: Row) -> Observed:
+        """Look at an instance; note what has happened unless an operation is on it."""
+        seen = observe(self._context, row)
+        unsettled = seen.event is not None or (seen.facts is not None and seen.facts.intent)
+        if not unsettled:
+            return seen
+        lock = self._context.lock(row.uuid)
+        if not lock.try_acquire():
+            return seen
+        try:
+            return settle(self._context, self._context.store.get(row.uuid))
+        except StepError:
+            return seen  # What cannot be released now is told by the next operation.
+        finally:
+            lock.release()
+
+    def stats(self, refs: Sequence[str] | None = None) -> list[Figures]:
+        """Return the figures of the given instances, or of all that run."""
+        store = self._context.store
+        if refs:
+            return [self._monitor.figures(self._look(store.find(ref))) for ref in refs]
+        looks = (self._look(row) for row in store.rows() if not row.corrupt)
+        return [
+            self._monitor.figures(seen)
+            for seen in looks
+            if seen.state in (State.RUNNING, State.PAUSED, State.SCALING)
+        ]
+
+    def inspect(self, ref: str) -> dict[str, object]:
+        """Return the fog05 record with the true status, and a ``native`` object beside it."""
+        row = self._context.store.find(ref)
+        seen = self._look(row)
+        record = records.decode(row.record.encode(), source=row.name)
+        answer = records.to_builtins(records.with_status(record, seen.state.wire))
+        descriptor = descriptors.decode(row.descriptor.encode(), source=row.name)
+        answer["native"] = {
+            **msgspec.to_builtins(self._monitor.row(seen)),
+            "descriptor": msgspec.json.decode(descriptors.encode(descriptor)).get("native", {}),
+            "limits": msgspec.to_builtins(
+                limits_of.decode(row.limits) or limits_of.of_descriptor(descriptor)
+            ),
+            "interfaces": [
+                {"name": i.name, "address": i.address, "link": self._context.link_name(i.link)}
+                for i in row.interfaces
+            ],
+            "id_range": [row.id_range, 65536],
+            "data": str(self._context.paths.instance_lib(row.uuid) / "data"),
+            "cgroup": f"{self._context.driver.parent}/{release.cgroup_name(row.uuid)}",
+            "init_pid": None if seen.facts is None else seen.facts.init_pid,
+            "created_at": row.created_at,
+        }
+        return answer
+
+    def gc(self, *, dry_run: bool = False) -> list[Leftover]:
+        """Remove what carries this node's tag and belongs to no instance."""
+        return gc.collect(self._context, dry_run=dry_run)
+
+    def doctor(self) -> list[Check]:
+        """Return what this host can and cannot enforce, with the fix for each."""
+        return doctor.examine(self._context)
+
+    # -- the frame of every operation ----------------------------------------------------
+
+    def _operate(
+        self,
+        ref: str,
+        operation: Operation | None,
+        act: Callable[[Observed], Observed],
+    ) -> Instance:
+        context = self._context
+        row = context.store.find(ref)
+        with context.lock(row.uuid) as lock:
+            # Found again: it may have been undefined while we waited.
+            seen = settle(context, context.store.get(row.uuid))
+            try:
+                if operation is not None:
+                    next_state(seen.state, operation)
+                after = act(seen)
+            except NativertError as e:
+                if self._reporter is not None:
+                    self._reporter.write_fdu_error(row.fdu, row.uuid, e.code.fog05, e.message)
+                    self._report(row, self._state(context.store.get(row.uuid)))
+                raise
+            if after.state is State.UNDEFINED:
+                lock.forget()
+        self._report(row, after.state)
+        return self._monitor.row(after)
+
+    def _report(self, row: Row, state: State) -> None:
+        if self._reporter is not None:
+            self._reporter.update_fdu_status(row.fdu, row.uuid, state.wire)
+
+    # Last, since the name hides the type in the rest of the class.
+
+    def list(self) -> list[Instance]:
+        """Return every instance, in the order of definition."""
+        rows = [row for row in self._context.store.rows() if not row.corrupt]
+        return [self._monitor.row(self._look(row)) for row in rows]

@@ -1,0 +1,180 @@
+"""The program of an instance: where its binary is, and what it is started with."""
+
+from __future__ import annotations
+
+import os
+import platform
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from nativert.errors import Code, NativertError
+from nativert.fdu.descriptor import Descriptor
+from nativert.launcher.plan import Program
+from nativert.runtime.root import SHOWN
+from nativert.runtime.users import User
+
+_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_MACHINES: Final = {"x86_64": 62, "aarch64": 183}  # elf.h, EM_*
+_BRING_IN: Final = "bring it in: image: {uri: file://…}, native.mounts, or run --bind-here"
+
+
+def environment(
+    descriptor: Descriptor, user: User, extra: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """Return the whole environment: nothing of ours or of the starter's is in it."""
+    path = _PATH
+    if descriptor.image is not None and descriptor.native.rootfs == "host":
+        path = f"/app/bin:{path}"
+    base = {"PATH": path, "HOME": "/data", "USER": user.name, "LANG": "C.UTF-8"}
+    return base | dict(descriptor.native.env) | dict(extra or {})
+
+
+def rlimits(
+    descriptor: Descriptor, inherited: Mapping[str, tuple[int, int]]
+) -> dict[str, tuple[int, int]]:
+    """Return {name: (soft, hard)}: the launcher's original ones, no core files, the asked for.
+
+    Raises NativertError where this host's hard limit is lower and may not be raised.
+    """
+    limits = {name: (soft, hard) for name, (soft, hard) in inherited.items()}
+    # Cores and locks count per uid or land on the host; pids.max is what bounds processes.
+    limits["core"] = (0, 0)
+    for name, soft, hard in descriptor.native.rlimits.limits():
+        limits[name] = (soft, hard)
+    return limits
+
+
+def argv(descriptor: Descriptor, image: Path | None) -> list[str]:
+    """Return the argument vector with the binary as it will be found inside."""
+    command = descriptor.command
+    if command is None:
+        if image is None:
+            raise AssertionError("a descriptor has a command or an image")
+        return [_only_program(image)]
+    binary = command.binary
+    if image is not None and not binary.startswith("/"):
+        prefix = "/app" if descriptor.native.rootfs == "host" else ""
+        for candidate in (binary, f"bin/{binary}"):
+            if os.path.isfile(image / candidate):
+                binary = os.path.normpath(f"{prefix}/{candidate}")
+                break
+    return [binary, *command.args]
+
+
+def _only_program(image: Path) -> str:
+    directory = image / "bin"
+    names = sorted(os.listdir(directory)) if directory.is_dir() else []
+    if len(names) != 1:
+        raise NativertError(
+            f"the image has {len(names)} programs in bin and the descriptor names none",
+            code=Code.IMAGE,
+            hint="name one: command: {binary: …}",
+        )
+    return f"/app/bin/{names[0]}"
+
+
+def check(descriptor: Descriptor, binary: str, image: Path | None, data: Path) -> None:
+    """Refuse, before anything is made, a program that cannot be there or cannot run here.
+
+    Looks at the host's side of what will be shown; what only the instance can tell (a file
+    that a script makes, a loader) is told by exec. NativertError with the codes of a shell.
+    """
+    if "/" not in binary:
+        return
+    path = os.path.normpath(os.path.join(descriptor.native.workdir, binary))
+    source = _on_host(descriptor, path, image, data)
+    if source is None:
+        return
+    if not os.path.lexists(source):
+        raise NativertError(
+            f"{binary}: no such program",
+            code=Code.COMMAND_NOT_FOUND,
+            hint=f"it would be {source} on this host" if str(source) != binary else "",
+        )
+    if os.path.isdir(source) or not os.access(source, os.X_OK):
+        raise NativertError(
+            f"{binary}: not an executable file",
+            code=Code.NOT_EXECUTABLE,
+            hint=f"chmod +x {source}",
+        )
+    _check_machine(binary, source)
+
+
+def _on_host(descriptor: Descriptor, path: str, image: Path | None, data: Path) -> Path | None:
+    for tmpfs in descriptor.native.tmpfs_mounts():
+        if path.startswith(f"{tmpfs.target}/"):
+            return None
+    for mount in sorted(descriptor.native.mounts, key=lambda m: -len(m.target)):
+        if path == mount.target or path.startswith(f"{mount.target}/"):
+            return Path(mount.source + path[len(mount.target) :])
+    if path.startswith("/data/"):
+        # The script of the descriptor may make it there.
+        return None if descriptor.script else data / path[6:]
+    if descriptor.native.rootfs == "image":
+        return None if image is None else _inside(image, path)
+    if image is not None and path.startswith("/app/"):
+        return image / path[5:]
+    if path.split("/")[1] in SHOWN:
+        return Path(path)
+    raise NativertError(
+        f"{path}: not visible inside: of the host only /{', /'.join(SHOWN)} are shown",
+        code=Code.COMMAND_NOT_FOUND,
+        hint=_BRING_IN,
+    )
+
+
+def _inside(image: Path, path: str) -> Path | None:
+    # Links of an image lead within it, not where the host would follow them.
+    source = image / path.lstrip("/")
+    part = image
+    for name in Path(path.lstrip("/")).parts:
+        part = part / name
+        if part.is_symlink():
+            return None
+    return source
+
+
+def _check_machine(binary: str, source: Path) -> None:
+    try:
+        with open(source, "rb") as file:
+            head = file.read(20)
+    except OSError:
+        return
+    if head[:4] != b"\x7fELF" or len(head) < 20:
+        return
+    order = "<" if head[5] == 1 else ">"
+    (machine,) = struct.unpack_from(f"{order}H", head, 18)
+    ours = _MACHINES.get(platform.machine())
+    if ours is not None and (machine != ours or head[4] != 2):
+        raise NativertError(
+            f"{binary}: built for another architecture (ELF machine {machine},"
+            f" {64 if head[4] == 2 else 32} bit), this node is {platform.machine()}",
+            code=Code.NOT_EXECUTABLE,
+            hint="build it for this node, or run it on one of its kind",
+        )
+
+
+def build(
+    descriptor: Descriptor,
+    arguments: list[str],
+    user: User,
+    limits: Mapping[str, tuple[int, int]],
+    extra: Mapping[str, str] | None = None,
+    *,
+    cwd: str | None = None,
+) -> Any:
+    """Return the launcher's `Program` for these arguments."""
+    native = descriptor.native
+    return Program(
+        argv=arguments,
+        env=environment(descriptor, user, extra),
+        cwd=cwd or native.workdir,
+        uid=user.uid,
+        gid=user.gid,
+        groups=[],
+        umask=native.umask_bits,
+        rlimits=limits,
+        oom_score_adj=native.oom_score_adj or 0,
+    )

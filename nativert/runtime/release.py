@@ -1,0 +1,118 @@
+"""Giving back what configure acquired. Safe twice, and safe where configure stopped half-way.
+
+It goes on past a failure, so that one thing that is stuck keeps nothing else, and raises
+one StepError with everything that failed.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import struct
+from collections.abc import Callable
+
+from nativert.errors import Code, StepError
+from nativert.isolation import process
+from nativert.launcher.client import Channel
+from nativert.launcher.protocol import INIT_SOCKET
+from nativert.runtime.context import Context
+from nativert.runtime.protocols import Attached
+from nativert.store.boot import Facts
+from nativert.store.durable import Row
+
+_INIT_TIMEOUT_S = 10.0
+
+
+def cgroup_name(uuid: str) -> str:
+    """Return the name of an instance's cgroup below the node's."""
+    return f"i-{uuid}"
+
+
+def attached(facts: Facts) -> tuple[Attached, ...]:
+    """Return the interfaces that facts name."""
+    return tuple(
+        Attached(link.name, link.link, link.index, link.mac, link.address) for link in facts.links
+    )
+
+
+def everything(context: Context, row: Row, facts: Facts) -> None:
+    """Release init, network, ports, cgroup, run directory and facts of an instance."""
+    failures: list[Exception] = []
+
+    def attempt(step: Callable[[], None]) -> None:
+        try:
+            step()
+        except Exception as e:  # noqa: BLE001 - the rest must be released all the same
+            failures.append(e)
+
+    # Cut off first: what still runs must not answer for an address that is given away.
+    if row.interfaces and facts.details.get("network", True):
+        attempt(lambda: _network(context, row, facts))
+    attempt(lambda: _init(context, row, facts))
+    attempt(lambda: context.driver.open(cgroup_name(row.uuid)).remove())
+    if failures:
+        # The facts stay: they are what a second attempt goes by.
+        cause = failures[0] if len(failures) == 1 else ExceptionGroup("several failed", failures)
+        raise StepError(row.name, "release", cause, code=Code.CLEAN) from cause
+    context.os.remove_tree(context.paths.instance_run(row.uuid))
+
+
+def _network(context: Context, row: Row, facts: Facts) -> None:
+    for interface in row.interfaces:
+        if facts.ports:
+            context.network.withdraw(interface.address)
+    if facts.ports:
+        context.claims.release_ports(context.identity.id, row.uuid)
+    links = attached(facts)
+    if not links and facts.intent == "configure":
+        # It may have been interrupted before it could note what the kernel gave it.
+        present = set(context.network.links())
+        links = tuple(
+            Attached(i.name, context.link_name(i.link), 0, "", i.address)
+            for i in row.interfaces
+            if context.link_name(i.link) in present
+        )
+    context.network.detach(links)
+
+
+def _init(context: Context, row: Row, facts: Facts) -> None:
+    directory = context.paths.instance_run(row.uuid)
+    cgroup = context.driver.open(cgroup_name(row.uuid))
+    pidfd = None
+    if facts.init_pid is not None and facts.init_start is not None:
+        pidfd = process.open_pidfd(facts.init_pid, facts.init_start)
+    try:
+        with Channel(directory, INIT_SOCKET, timeout_s=_INIT_TIMEOUT_S) as channel:
+            if pidfd is None:
+                pidfd = _peer_pidfd(channel)
+            channel.call({"verb": "release"})
+    except (OSError, EOFError):
+        pass  # Not there, or it ended at the word: the pidfd tells which.
+    if cgroup.populated():
+        # A frozen process dies of init's kill only once it is thawed (v1).
+        cgroup.kill()
+    if pidfd is None:
+        return
+    try:
+        if not process.wait_end(pidfd, _INIT_TIMEOUT_S):
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            if not process.wait_end(pidfd, _INIT_TIMEOUT_S):
+                raise TimeoutError("init does not end: a process in it waits for the kernel")
+    finally:
+        os.close(pidfd)
+
+
+def _peer_pidfd(channel: Channel) -> int | None:
+    # Init itself counts its pid as 1; the socket's credentials have the host's number.
+    data = channel.sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    pid, _, _ = struct.unpack("iII", data)
+    try:
+        return os.pidfd_open(pid)
+    except ProcessLookupError:
+        return None
+
+
+def data(context: Context, row: Row) -> None:
+    """Remove the instance's directory in lib: data, image and logs."""
+    context.os.remove_tree(context.paths.instance_lib(row.uuid))

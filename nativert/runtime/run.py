@@ -1,0 +1,187 @@
+"""run_fdu and stop_fdu: the application starts inside, and ends."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from nativert.errors import Code, NativertError, StepError
+from nativert.fdu import descriptor as descriptors
+from nativert.fdu.states import Event, State
+from nativert.isolation import process
+from nativert.launcher.client import Channel, ReportedError
+from nativert.launcher.protocol import INIT_SOCKET
+from nativert.runtime import execute, program, verdict
+from nativert.runtime.context import Context
+from nativert.runtime.observe import Observed, application_ended, observe
+from nativert.runtime.users import User
+from nativert.store import boot
+from nativert.store.boot import Facts
+
+# After SIGKILL a process ends as soon as it leaves the kernel; more than this is a stuck one.
+_KILL_TIMEOUT_S = 10.0
+
+
+def run(context: Context, seen: Observed, *, env: Mapping[str, str] | None = None) -> Observed:
+    """Start the application; the caller holds the lock and has checked the edge."""
+    row, facts = seen.row, _facts(seen)
+    descriptor = descriptors.decode(row.descriptor.encode(), source=row.name)
+    user = User(*facts.details["user"])  # type: ignore[misc]
+    arguments: Any = facts.details["argv"]
+    limits: Any = facts.details["rlimits"]
+    plan = program.build(descriptor, arguments, user, limits, env)
+    number = facts.run + 1
+    intended = msgspec.structs.replace(facts, run=number, intent="run")
+    boot.write_facts(context.paths, row.uuid, intended)
+    message = {"verb": "run", "run": number, "program": plan._asdict()}
+    try:
+        with Channel(context.paths.instance_run(row.uuid), INIT_SOCKET) as channel:
+            answer, fds = channel.call(message)
+            running_pid = _host_pid(fds[0])
+    except ReportedError as e:
+        _withdraw(context, row.uuid, facts, number)
+        error = execute.exec_error(row, e)
+        end = verdict.encode(verdict.exec_failed(error.message))
+        context.store.update(row.uuid, end=end, event=("exec-failed", end))
+        raise error from e
+    except (OSError, EOFError) as e:
+        # Whether it was started is init's to say: the next look settles it.
+        raise StepError(row.name, "run", e, code=Code.RUN) from e
+    running = msgspec.structs.replace(
+        intended,
+        state=State.RUNNING.value,
+        intent=None,
+        started_at=answer["started_at"],
+        details=facts.details | {"pid": running_pid, "env": dict(env or {})},
+    )
+    boot.write_facts(context.paths, row.uuid, running)
+    row = context.store.update(row.uuid, desired=State.RUNNING.value, run_count=number, end=None)
+    return Observed(row, State.RUNNING, running, None)
+
+
+def _host_pid(pidfd: int) -> int:
+    try:
+        return process.host_pid(pidfd)
+    finally:
+        os.close(pidfd)
+
+
+def _facts(seen: Observed) -> Facts:
+    if seen.facts is None:
+        raise AssertionError(f"{seen.state} without facts")
+    return seen.facts
+
+
+def _withdraw(context: Context, uuid: str, facts: Facts, number: int) -> None:
+    # The number is used up: an end of that run must never be taken for a later one's.
+    boot.write_facts(context.paths, uuid, msgspec.structs.replace(facts, run=number, intent=None))
+
+
+def stop(context: Context, seen: Observed) -> Observed:
+    """Signal, grace, kill of everything; the caller holds the lock."""
+    descriptor = descriptors.decode(seen.row.descriptor.encode(), source=seen.row.name)
+    number, grace_s = descriptor.native.stop.signal_number, descriptor.native.stop.grace_s
+    return _end(context, seen, number, grace_s)
+
+
+def force(context: Context, seen: Observed) -> Observed:
+    """Kill everything at once, a frozen application too: kill first, then thaw."""
+    return _end(context, seen, signal.SIGKILL, 0.0)
+
+
+def _end(context: Context, seen: Observed, number: int, grace_s: float) -> Observed:
+    row, facts = seen.row, _facts(seen)
+    stopping = msgspec.structs.replace(facts, intent="stop")
+    boot.write_facts(context.paths, row.uuid, stopping)
+    frozen = seen.state is State.PAUSED
+    try:
+        with Channel(context.paths.instance_run(row.uuid), INIT_SOCKET) as channel:
+            status, _ = channel.call({"verb": "status", "follow": True})
+            if status["state"] != "idle":
+                _signal_and_wait(context, channel, facts, number, grace_s, frozen=frozen)
+    except (EOFError, ConnectionError, FileNotFoundError):
+        pass  # Init is gone: what observe finds below.
+    except (OSError, ReportedError) as e:
+        raise StepError(row.name, "stop", e, code=Code.STOP) from e
+    after = observe(context, row)
+    if after.event is Event.APPLICATION_ENDED:
+        return application_ended(context, after)
+    if after.event is Event.INIT_LOST:
+        raise StepError(row.name, "stop", OSError(errno.ESRCH, "its init is gone"), code=Code.STOP)
+    raise StepError(
+        row.name,
+        "stop",
+        TimeoutError(errno.ETIMEDOUT, f"still there {_KILL_TIMEOUT_S:.0f} s after SIGKILL"),
+        code=Code.STOP,
+        hint="a process waits in the kernel (state D): a disk or a network file system hangs",
+    )
+
+
+def _signal_and_wait(
+    context: Context, channel: Channel, facts: Facts, number: int, grace_s: float, *, frozen: bool
+) -> None:
+    deadline = time.monotonic() + grace_s
+    if number != signal.SIGKILL:
+        try:
+            if _signal(channel, {"signal": number}):
+                return
+        except ReportedError as e:
+            if e.errno != errno.ESRCH:
+                raise
+        if _ended(channel, deadline - time.monotonic()):
+            return
+    channel.sock.settimeout(_KILL_TIMEOUT_S)
+    if _signal(channel, {"signal": int(signal.SIGKILL), "all": True}):
+        return
+    if frozen:
+        # v1: the signal takes effect at the thaw; v2: it has already.
+        context.driver.open(facts.cgroup).thaw()
+    _ended(channel, _KILL_TIMEOUT_S)
+
+
+def _signal(channel: Channel, message: dict[str, object]) -> bool:
+    # True if the end, which may come before the answer, is what came.
+    answer, _ = channel.call({"verb": "signal", **message})
+    return answer.get("event") == "end"
+
+
+def _ended(channel: Channel, timeout_s: float) -> bool:
+    try:
+        message, _ = channel.receive(max(timeout_s, 0.001))
+    except TimeoutError:
+        return False
+    return message.get("event") == "end"
+
+
+def send_signal(context: Context, seen: Observed, number: int) -> None:
+    """Send one signal to the application's first process."""
+    try:
+        with Channel(context.paths.instance_run(seen.row.uuid), INIT_SOCKET) as channel:
+            channel.call({"verb": "signal", "signal": number})
+    except ReportedError as e:
+        raise NativertError(f"{seen.row.name}: {e}", code=Code.STOP) from e
+    except (OSError, EOFError) as e:
+        raise StepError(seen.row.name, "kill", e, code=Code.STOP) from e
+    if seen.state is State.PAUSED and number == signal.SIGKILL:
+        context.driver.open(_facts(seen).cgroup).thaw()
+
+
+def follow(context: Context, seen: Observed, timeout_s: float | None) -> bool:
+    """Wait until the application has ended or its init is gone; False after *timeout_s*."""
+    try:
+        with Channel(context.paths.instance_run(seen.row.uuid), INIT_SOCKET) as channel:
+            status, _ = channel.call({"verb": "status", "follow": True})
+            if status["state"] == "idle":
+                return True
+            channel.receive(timeout_s)
+    except TimeoutError:
+        return False
+    except (OSError, EOFError):
+        pass  # Init has ended: so has the application.
+    return True

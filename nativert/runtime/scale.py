@@ -1,0 +1,83 @@
+"""scale_fdu: new limits for a running application, all of them or none."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping
+
+import msgspec
+
+from nativert.errors import Code, NativertError, StepError
+from nativert.fdu.states import State
+from nativert.isolation.cgroups.driver import Cgroup, UnenforceableError
+from nativert.isolation.cgroups.limits import Limits
+from nativert.runtime import limits as limits_of
+from nativert.runtime.context import Context
+from nativert.runtime.observe import Observed
+from nativert.store import boot
+
+_RECLAIM_TIMEOUT_S = 2.0
+_MIB = 1 << 20
+
+
+def scale(
+    context: Context, seen: Observed, change: Mapping[str, object], *, force: bool = False
+) -> Observed:
+    """Apply *change* (fields of `Limits`, None unsets); the caller holds the lock.
+
+    A memory limit under the present working set is refused unless *force*; then the
+    kernel reclaims first, and may still kill.
+    """
+    row, facts = seen.row, seen.facts
+    if facts is None:
+        raise AssertionError(f"{seen.state} without facts")
+    before = limits_of.decode(row.limits) or Limits()
+    wanted = limits_of.changed(before, change)
+    context.driver.check(wanted)
+    cgroup = context.driver.open(facts.cgroup)
+    shrinks = wanted.memory_max is not None and wanted.memory_max != before.memory_max
+    if shrinks and not force:
+        _refuse_under_working_set(row.name, cgroup, wanted.memory_max or 0)
+    boot.write_facts(
+        context.paths, row.uuid, msgspec.structs.replace(facts, state=State.SCALING.value)
+    )
+    try:
+        if shrinks and force:
+            _reclaim(context, cgroup, before, wanted)
+        cgroup.apply(wanted)
+        row = context.store.update(row.uuid, limits=limits_of.encode(wanted))
+    except BaseException as e:
+        cgroup.apply(before)
+        boot.write_facts(context.paths, row.uuid, facts)
+        if isinstance(e, OSError):
+            raise StepError(
+                row.name, "scale", e, code=Code.SCALE, hint="every limit is as it was before"
+            ) from e
+        raise
+    boot.write_facts(context.paths, row.uuid, facts)
+    return Observed(row, State.RUNNING, facts, seen.end)
+
+
+def _refuse_under_working_set(name: str, cgroup: Cgroup, memory_max: int) -> None:
+    used = cgroup.usage().working_set_bytes
+    if used > memory_max:
+        raise NativertError(
+            f"{name}: cannot scale memory to {memory_max / _MIB:.1f} MiB:"
+            f" {used / _MIB:.1f} MiB are in use",
+            code=Code.SCALE,
+            hint="--force reclaims what it can; the kernel may kill the application",
+        )
+
+
+def _reclaim(context: Context, cgroup: Cgroup, before: Limits, wanted: Limits) -> None:
+    # memory.high slows the application down and reclaims; memory.max at once would kill.
+    gentle = dataclasses.replace(before, memory_high=wanted.memory_max)
+    try:
+        context.driver.check(gentle)
+    except UnenforceableError:
+        return  # v1: lowering the limit itself reclaims, and answers EBUSY where it cannot.
+    cgroup.apply(gentle)
+    deadline = time.monotonic() + _RECLAIM_TIMEOUT_S
+    while cgroup.usage().memory_bytes > (wanted.memory_max or 0) and time.monotonic() < deadline:
+        time.sleep(0.01)

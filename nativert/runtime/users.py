@@ -1,0 +1,61 @@
+"""Who the application is inside: uid and gid from a name or a number."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from nativert.errors import Code, NativertError
+
+ID_COUNT: Final = 65536
+
+
+class User(NamedTuple):
+    """The application's ids as its user namespace numbers them, and its name there."""
+
+    uid: int
+    gid: int
+    name: str
+    known: bool
+    """Whether the instance's passwd(5) has this uid."""
+
+
+def _entries(path: Path, fields: int) -> list[list[str]]:
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return []
+    lines = (line.split(":") for line in text.splitlines() if not line.startswith("#"))
+    return [line for line in lines if len(line) >= fields and line[2].isdigit()]
+
+
+def find(user: str | int, etc: Path) -> User:
+    """Return the user in the passwd of *etc*; NativertError if a name is not there."""
+    for name, _, uid, gid, *_rest in _entries(etc / "passwd", 4):
+        if user in (name, int(uid)):
+            if int(uid) >= ID_COUNT or not gid.isdigit() or int(gid) >= ID_COUNT:
+                raise NativertError(
+                    f"user {user}: its ids {uid}:{gid} are outside of 0..{ID_COUNT - 1}",
+                    code=Code.CONFIGURE,
+                    hint="an instance has 65,536 ids; choose another user or a number",
+                )
+            # A number is a number: the group of whoever has it on this host is not asked for.
+            group = int(gid) if isinstance(user, str) else int(uid)
+            return User(int(uid), group, name, known=True)
+    if isinstance(user, str):
+        raise NativertError(
+            f"user {user}: no such user in the instance's /etc/passwd",
+            code=Code.CONFIGURE,
+            hint="give a name that is there, or a uid",
+        )
+    return User(user, user, "app", known=False)
+
+
+def passwd_with(user: User, etc: Path) -> bytes:
+    """Return the text of a passwd(5) that has the user too."""
+    try:
+        text = (etc / "passwd").read_bytes()
+    except FileNotFoundError:
+        text = b"root:x:0:0:root:/root:/bin/sh\n"
+    line = f"{user.name}:x:{user.uid}:{user.gid}::/data:/bin/sh\n"
+    return text.rstrip(b"\n") + b"\n" + line.encode()
