@@ -196,6 +196,8 @@ class Policy:
             )
 
     def _enter(self, parts: tuple[str, ...], kind: Kind) -> None:
+        if not parts:
+            return  # the root is there before the image
         self._kinds[parts] = kind
         # A repeated member counts again: a million of the same name is work all the same.
         self.files += 1

@@ -157,6 +157,7 @@ REFUSED = {
     "old sparse": ([entry("s", b"", type=tarfile.GNUTYPE_SPARSE)], "sparse"),
     "unknown type": ([entry("v", b"", type=b"V")], "not known"),
     "nothing": ([], "holds no files"),
+    "only a root": ([entry("./", type=tarfile.DIRTYPE)], "holds no files"),
 }
 
 
@@ -210,9 +211,10 @@ def test_a_path_max_chain_of_links_stays_inside(place: Place) -> None:
 
 def test_a_link_planted_meanwhile_is_not_followed(place: Place) -> None:
     # What the policy does not know of, the kernel still refuses: openat2 follows no link.
-    (place.target / "a").symlink_to("../")
-    with pytest.raises(OSError, match=r"(?i)symbolic|not a directory"):
-        place.unpack(tar(entry("a/victim", b"!")))
+    (place.target / "a").symlink_to("../..")
+    for name in ("a/victim", "a/deep/victim"):
+        with pytest.raises(OSError, match=r"(?i)symbolic|not a directory"):
+            place.unpack(tar(entry(name, b"!")))
     (place.target / "f").symlink_to("../victim")
     place.unpack(tar(entry("f", b"!")))
     assert not (place.target / "f").is_symlink()
