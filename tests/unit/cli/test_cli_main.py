@@ -215,3 +215,12 @@ def test_completion_is_silent_where_there_is_no_node(nativert, monkeypatch):
 
     monkeypatch.setattr(context, "open_node", refuse)
     assert _complete(nativert, monkeypatch, "nativert pause w") == []
+
+
+def test_the_documentation_names_every_command_and_exit_code():
+    text = (Path(__file__).parents[3] / "docs" / "cli.md").read_text()
+    for command in COMMANDS:
+        assert f"`{command} " in text or f"`{command}`" in text or f"`{command} INST" in text
+    table = text.partition("## Exit codes")[2].partition("## Errors")[0]
+    documented = {int(number) for number in re.findall(r"^\| (\d+) \|", table, flags=re.MULTILINE)}
+    assert {code.exit_code for code in Code} - {126, 127} <= documented
