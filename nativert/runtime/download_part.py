@@ -7,7 +7,6 @@ the server serves ranges; then `TARGET.part.json` names the version, for If-Rang
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 from dataclasses import asdict, dataclass
@@ -55,6 +54,8 @@ class Part:
         self._limits = limits
         self._progress = progress
         self._reserve_bytes = reserve_bytes
+        import hashlib
+
         self._uri_sha256 = hashlib.sha256(os.fsencode(uri)).hexdigest()
         self._boot_id = _BOOT_ID.read_text().strip()
         self._done = False

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import os
-import secrets
 import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
-from urllib.parse import unquote, urlsplit
 
 from nativert.runtime import unpack
 from nativert.runtime.download import LIMITS
 from nativert.runtime.image_cache import Checksum, Fetched, ImageCache
 from nativert.runtime.image_errors import ImageError, full_disk
-from nativert.runtime.image_uri import check_uri, file_path, shown_uri
+from nativert.runtime.image_uri import check_uri, file_path, last_name, shown_uri
 from nativert.runtime.policy import UnpackLimits
 from nativert.runtime.protocols import DownloadLimits, Os, Progress
 from nativert.runtime.unpack import Format, Totals
@@ -105,13 +103,13 @@ class Images:
                 f"not enough space for {fetched.bytes} bytes in {into.parent}",
                 hint="free some space where the node keeps its files",
             )
-        fresh = into.with_name(f".{into.name}.{secrets.token_hex(6)}")
+        fresh = into.with_name(f".{into.name}.{os.urandom(6).hex()}")
         try:
             self._files.make_dir(fresh)
             target = os.open(fresh, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
             try:
                 if found is Format.BINARY:
-                    name = unquote(urlsplit(uri).path.rpartition("/")[2], errors="surrogateescape")
+                    name = last_name(uri)
                     totals = unpack.place_binary(fetched.fd, target, name, limits=self._limits)
                 else:
                     totals = unpack.unpack(fetched.fd, target, limits=self._limits, rootfs=rootfs)

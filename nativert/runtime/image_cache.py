@@ -7,18 +7,20 @@ means. Each file is verified again when it is used, for nothing here is synced.
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from nativert.runtime.image_errors import ImageError
 from nativert.runtime.image_uri import check_uri, shown_uri
 from nativert.runtime.protocols import DownloadLimits, Os, Progress
+
+if TYPE_CHECKING:
+    import hashlib
 
 _DIGITS: Final = {"sha256": 64, "sha1": 40}
 
@@ -68,6 +70,8 @@ class ImageCache:
 
     def fetch(self, uri: str, checksum: Checksum | None, progress: Progress | None) -> Fetched:
         """Return the file, from here or from its address; raises `ImageError`."""
+        import hashlib
+
         # A local file is as near as the cache would be.
         kept = checksum is not None and check_uri(uri) != "file"
         if checksum is not None and kept:
@@ -85,10 +89,17 @@ class ImageCache:
                 except ImageError as e:
                     os.unlink(path)
                     raise ImageError(f"{shown_uri(uri)}: {e.message}") from e
+                except BaseException:
+                    os.unlink(path)
+                    raise
                 if not kept:
                     # The open descriptor keeps the bytes; a crash leaves nothing behind.
                     os.unlink(path)
-        self._evict()
+        try:
+            self._evict()
+        except BaseException:
+            os.close(fetched.fd)
+            raise
         return fetched
 
     def _kept(self, path: Path, checksum: Checksum | None) -> Fetched | None:
@@ -159,6 +170,8 @@ class ImageCache:
 
 
 def _verified(path: Path, checksum: Checksum | None) -> Fetched:
+    import hashlib
+
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         with os.fdopen(fd, "rb", closefd=False) as file:
@@ -180,4 +193,6 @@ def _verified(path: Path, checksum: Checksum | None) -> Fetched:
 
 
 def _sha1() -> hashlib._Hash:
+    import hashlib
+
     return hashlib.sha1(usedforsecurity=False)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from pathlib import Path
 from typing import Final
-from urllib.parse import unquote, urlsplit
 
 from nativert.runtime.image_errors import ImageError
 
@@ -14,6 +13,8 @@ _SCHEMES: Final = ("file", "http", "https")
 
 def check_uri(uri: str) -> str:
     """Return the scheme of an acceptable URI; raises `ImageError`."""
+    from urllib.parse import urlsplit
+
     scheme, _, rest = uri.partition("://")
     scheme = scheme.lower()
     if not rest or scheme not in _SCHEMES:
@@ -58,7 +59,16 @@ def shown_uri(uri: str) -> str:
 
 def file_path(uri: str) -> Path:
     """Return the path that a file: URI names; raises `ImageError` unless it is absolute."""
+    from urllib.parse import unquote, urlsplit
+
     path = unquote(urlsplit(uri).path, errors="surrogateescape")
     if not path.startswith("/") or "\0" in path:
         raise ImageError(f"cannot fetch {shown_uri(uri)!r}: the path is not absolute")
     return Path(path)
+
+
+def last_name(uri: str) -> str:
+    """Return the last name of a URI's path, "" where there is none."""
+    from urllib.parse import unquote, urlsplit
+
+    return unquote(urlsplit(uri).path.rpartition("/")[2], errors="surrogateescape")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
 import stat
 from itertools import islice
 from pathlib import Path
@@ -75,7 +74,7 @@ class LocalOs:
     ) -> None:
         """Put a file in place at once: readers see the old one or the new one."""
         parent = os.open(path.parent, _DIRECTORY)
-        temporary = f".{path.name[:200]}.{secrets.token_hex(6)}"
+        temporary = f".{path.name[:200]}.{os.urandom(6).hex()}"
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
             fd = os.open(temporary, flags, 0o600, dir_fd=parent)
@@ -176,7 +175,7 @@ def _empty(fd: int, top: int, levels: int) -> None:
             except IsADirectoryError:
                 if not levels:
                     # `top` is read again until it is empty, so it comes round.
-                    os.rename(name, secrets.token_hex(12), src_dir_fd=fd, dst_dir_fd=top)
+                    os.rename(name, os.urandom(12).hex(), src_dir_fd=fd, dst_dir_fd=top)
                     continue
                 below = openat2(fd, name, _DIRECTORY, 0, _BENEATH)
                 try:
