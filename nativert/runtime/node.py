@@ -21,7 +21,7 @@ from nativert.fdu import record as records
 from nativert.fdu.descriptor import Descriptor
 from nativert.fdu.states import Event, Operation, State, next_state
 from nativert.runtime import admission, doctor, execute, gc, logs, release
-from nativert.runtime import limits as limits_of
+from nativert.runtime import inspect as inspecting
 from nativert.runtime import pause as pauses
 from nativert.runtime import run as runs
 from nativert.runtime import scale as scales
@@ -303,28 +303,10 @@ class Node:
 
     def inspect(self, ref: str) -> dict[str, object]:
         """Return the fog05 record with the true status, and a ``native`` object beside it."""
-        row = self._context.store.find(ref)
-        seen = self._look(row)
-        record = records.decode(row.record.encode(), source=row.name)
-        answer = records.to_builtins(records.with_status(record, seen.state.wire))
-        descriptor = descriptors.decode(row.descriptor.encode(), source=row.name)
-        answer["native"] = {
-            **msgspec.to_builtins(self._monitor.row(seen)),
-            "descriptor": msgspec.json.decode(descriptors.encode(descriptor)).get("native", {}),
-            "limits": msgspec.to_builtins(
-                limits_of.decode(row.limits) or limits_of.of_descriptor(descriptor)
-            ),
-            "interfaces": [
-                {"name": i.name, "address": i.address, "link": self._context.link_name(i.link)}
-                for i in row.interfaces
-            ],
-            "id_range": [row.id_range, 65536],
-            "data": str(self._context.paths.instance_lib(row.uuid) / "data"),
-            "cgroup": f"{self._context.driver.parent}/{release.cgroup_name(row.uuid)}",
-            "init_pid": None if seen.facts is None else seen.facts.init_pid,
-            "created_at": row.created_at,
-        }
-        return answer
+        seen = self._look(self._context.store.find(ref))
+        return inspecting.inspect(
+            self._context, seen, self._monitor.row(seen), self._monitor.figures(seen)
+        )
 
     def gc(self, *, dry_run: bool = False) -> list[Leftover]:
         """Remove what carries this node's tag and belongs to no instance."""

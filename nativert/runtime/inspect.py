@@ -1,0 +1,79 @@
+"""The full record of an instance, as fog05 has it, with a ``native`` object beside it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from nativert.fdu import descriptor as descriptors
+from nativert.fdu import record as records
+from nativert.runtime import limits as limits_of
+from nativert.runtime.context import Context
+from nativert.runtime.observe import Observed
+from nativert.runtime.release import cgroup_name
+from nativert.runtime.users import ID_COUNT
+from nativert.runtime.views import Figures, Instance
+
+
+def inspect(
+    context: Context, seen: Observed, instance: Instance, figures: Figures
+) -> dict[str, object]:
+    """Return the record with the true status, interfaces and figures."""
+    row, facts = seen.row, seen.facts
+    descriptor = descriptors.decode(row.descriptor.encode(), source=row.name)
+    record = records.decode(row.record.encode(), source=row.name)
+    links = {} if facts is None else {link.name: link for link in facts.links}
+    interfaces = tuple(
+        msgspec.structs.replace(
+            interface,
+            status="CONNECTED" if interface.name in links else "CREATE",
+            veth_face_name=links[interface.name].link if interface.name in links else None,
+        )
+        for interface in record.interfaces
+    )
+    record = msgspec.structs.replace(
+        records.with_status(record, seen.state.wire),
+        interfaces=interfaces,
+        hypervisor_info=_hypervisor_info(seen, figures),
+    )
+    answer = records.to_builtins(record)
+    answer["native"] = {
+        **msgspec.to_builtins(instance),
+        "descriptor": msgspec.json.decode(descriptors.encode(descriptor)).get("native", {}),
+        "limits": msgspec.to_builtins(
+            limits_of.decode(row.limits) or limits_of.of_descriptor(descriptor)
+        ),
+        "interfaces": [
+            {"name": i.name, "address": i.address, "link": context.link_name(i.link)}
+            for i in row.interfaces
+        ],
+        "id_range": [row.id_range, ID_COUNT],
+        "data": str(context.paths.instance_lib(row.uuid) / "data"),
+        "cgroup": f"{context.driver.parent}/{cgroup_name(row.uuid)}",
+        "init_pid": None if facts is None else facts.init_pid,
+        "created_at": row.created_at,
+    }
+    return answer
+
+
+def _hypervisor_info(seen: Observed, figures: Figures) -> dict[str, Any]:
+    # The shape that the LXD plugin of fog05 publishes; cpu in ns, memory in bytes.
+    if seen.facts is None:
+        return {}
+    network = {
+        link.name: {"hwaddr": link.mac, "addresses": [{"address": link.address}]}
+        for link in seen.facts.links
+    }
+    if figures.cpu_ns is None:
+        return {"network": network}
+    return {
+        "network": network,
+        "cpu": {"usage": figures.cpu_ns},
+        "memory": {
+            "usage": figures.memory_bytes,
+            "usage_peak": figures.peak_bytes,
+            "swap_usage": figures.swap_bytes or 0,
+            "swap_usage_peak": 0,
+        },
+    }
