@@ -23,20 +23,11 @@ from nativert.launcher.application import Application, Evidence
 from nativert.launcher.log import Log
 from nativert.launcher.plan import Program, Sandbox
 from nativert.launcher.protocol import Message
-from nativert.launcher.session import Session, open_terminal, read_report
+from nativert.launcher.session import Connection, Session, open_terminal, read_report
 
 _MAX_CONNECTIONS: Final = 64
 # How long a piece of a line waits for its end before it is logged as it is.
 _PARTIAL_MS: Final = 200
-
-
-class Connection:
-    """One client: its socket, whether it follows the application, its session."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self.sock = sock
-        self.follows = False
-        self.session: Session | None = None
 
 
 class Init:

@@ -275,6 +275,10 @@ def _leave_surroundings(config: Message) -> dict[str, tuple[int, int]]:
     """Put off what the starter happened to have; return the limits for applications."""
     os.chdir("/")
     os.umask(0o022)
+    for number in signal.valid_signals():
+        # A shell's background job ignores SIGINT, and what is ignored stays so over exec.
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
     for path in config["tasks"]:
         fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
         try:

@@ -1,10 +1,11 @@
-"""Sessions inside an instance: programs started beside the application, by exec or script."""
+"""Sessions inside an instance: programs started beside the application, and who asked."""
 
 from __future__ import annotations
 
 import fcntl
 import json
 import os
+import socket
 import struct
 import termios
 from typing import Final
@@ -25,6 +26,15 @@ class Session:
         self.report = report
         self.started = False
         self.failed = False
+
+
+class Connection:
+    """One client: its socket, whether it follows the application, its session."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self.follows = False
+        self.session: Session | None = None
 
 
 def read_report(fd: int) -> Message | None:
