@@ -101,11 +101,17 @@ def kill(session: Session, instances: Sequence[str], signal_number: int) -> None
 @pass_session
 def wait(session: Session, instances: Sequence[str], timeout: float | None) -> None:
     """Wait for the end of the application; prints its exit code."""
-    deadline = None if timeout is None else time.monotonic() + timeout
+    left = timeout
 
     def ended(node: Node, ref: str) -> Instance:
-        left = None if deadline is None else max(0.0, deadline - time.monotonic())
-        row = node.wait(ref, timeout_s=left)
+        nonlocal left
+        began = time.monotonic()
+        try:
+            row = node.wait(ref, timeout_s=left)
+        finally:
+            # One time for all of them together.
+            if left is not None:
+                left = max(0.0, left - (time.monotonic() - began))
         if row.end is None:
             raise NativertError(f"{row.name}: has not been started", code=Code.TRANSITION)
         return row
