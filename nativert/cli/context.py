@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.shell_completion import CompletionItem
 
 from nativert.cli import output
 from nativert.errors import Code, NativertError
 
 if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
     from nativert.fdu.descriptor import Descriptor
     from nativert.runtime.node import Node
     from nativert.runtime.views import Instance
@@ -110,6 +111,8 @@ def command(name: str, **attributes: Any) -> Callable[[Callable[..., Any]], clic
 def _complete_instance(
     ctx: click.Context, _parameter: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
+    from click.shell_completion import CompletionItem
+
     try:
         with ctx.ensure_object(Session).node() as node:
             rows = node.list()
