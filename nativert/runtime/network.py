@@ -199,6 +199,9 @@ class BridgeNetwork:
                 f"cannot publish ports of {address}: another command took one of them",
                 code=Code.PORT_TAKEN,
             ) from e
+        for port in missing:
+            if port.protocol == "udp":
+                conntrack.forget_untranslated_udp(port.host_port)
 
     def _refuse_taken(self, port: Published, others: Iterable[Published]) -> None:
         what = f"cannot publish {port.protocol} port {_where(port)}"
@@ -245,7 +248,7 @@ class BridgeNetwork:
                 if attempt + 1 == _WITHDRAW_ATTEMPTS:
                     raise
                 continue
-            conntrack.forget(address)
+            conntrack.forget_answered_by(address)
             break
 
     def counters(self, attached: Sequence[Attached]) -> Counters:

@@ -388,6 +388,27 @@ def test_a_withdrawn_udp_port_ends_the_flow_and_can_lead_elsewhere(host: Host) -
         assert not select.select([old.socket], [], [], 0)[0]
 
 
+def test_a_udp_client_that_began_before_the_port_was_published_is_served(host: Host) -> None:
+    network = host.network()
+    netns, attached = host.instance(network, 0)
+    with (
+        Server(netns, "0.0.0.0", 53, udp=True) as server,
+        Server(host.other, OTHER_HOST, 5353, udp=True) as elsewhere,
+        open_socket(host.other, udp=True) as client,
+        open_socket(netns, udp=True) as passing,
+    ):
+        client.bind((OTHER_HOST, 0))
+        client.sendto(b"early", (HOST, 5353))
+        passing.sendto(b"question", (OTHER_HOST, 5353))
+        _, asker = elsewhere.socket.recvfrom(16)
+        network.publish(attached.address, [PortRequest(None, 5353, 53, "udp")])
+        client.sendto(b"late", (HOST, 5353))
+        assert server.socket.recv(16) == b"late"
+        # A flow to the same port of another host, only passed on, is still translated back.
+        elsewhere.socket.sendto(b"answer", asker)
+        assert passing.recv(16) == b"answer"
+
+
 def test_the_hosts_loopback_is_out_of_reach(host: Host) -> None:
     network = host.network()
     netns, _ = host.instance(network, 0)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from nativert.isolation.network import sysctl
-from nativert.isolation.network.links import Link
+from nativert.isolation.network.messages import Link
 
 FORWARD: Final = "ipv4/ip_forward"
 _ALIAS_OURS: Final = "nativert: turned ip_forward on"

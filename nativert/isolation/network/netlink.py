@@ -40,6 +40,9 @@ _NLMSG_DONE: Final = 3
 _HEADER: Final = struct.Struct("=IHHII")
 _ATTRIBUTE: Final = struct.Struct("=HH")
 _RECEIVE_BYTES: Final = 1 << 18
+# The answers to one datagram wait in the receive buffer, 208 KB unless the host says less; a
+# link takes 2 KB of it.
+WINDOW: Final = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,21 +118,27 @@ class Netlink:
     def transact(self, requests: Sequence[Request]) -> list[list[bytes]]:
         """Send all requests and return the bodies of the answers to each.
 
-        The kernel goes on after a refused request, so all are answered before the
-        first refusal is raised as OSError.
+        The kernel goes on after a refused request; the first refusal is raised as OSError
+        when those sent with it (`WINDOW` at most) are answered.
         """
+        answers: list[list[bytes]] = []
         with self._lock:
-            waiting: dict[int, int] = {}
-            datagram = bytearray()
-            for position, request in enumerate(requests):
-                self._sequence += 1
-                waiting[self._sequence] = position
-                flags = request.flags | NLM_F_REQUEST | NLM_F_ACK
-                length = _HEADER.size + len(request.body)
-                datagram += _HEADER.pack(length, request.kind, flags, self._sequence, 0)
-                datagram += request.body + bytes(-length % 4)
-            self._socket.send(datagram)
-            answers, refused = self._collect(waiting, len(requests))
+            for start in range(0, len(requests), WINDOW):
+                answers += self._window(requests[start : start + WINDOW])
+        return answers
+
+    def _window(self, requests: Sequence[Request]) -> list[list[bytes]]:
+        waiting: dict[int, int] = {}
+        datagram = bytearray()
+        for position, request in enumerate(requests):
+            self._sequence = self._sequence % 0xFFFF_FFFF + 1
+            waiting[self._sequence] = position
+            flags = request.flags | NLM_F_REQUEST | NLM_F_ACK
+            length = _HEADER.size + len(request.body)
+            datagram += _HEADER.pack(length, request.kind, flags, self._sequence, 0)
+            datagram += request.body + bytes(-length % 4)
+        self._socket.send(datagram)
+        answers, refused = self._collect(waiting, len(requests))
         if refused:
             position = min(refused)
             number, text = refused[position]
