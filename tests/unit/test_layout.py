@@ -24,6 +24,8 @@ PROGRAMS = [
     for path in [*sorted((ROOT / "scripts").iterdir()), ROOT / ".ci" / "run"]
     if path.suffix == "" and path.is_file()
 ]
+# Runs inside an instance, where there is nothing to import it from: one file by necessity.
+SELF_CONTAINED = {"tests/integration/escape_audit.py"}
 BLOCK = re.compile(r"^( *)```yaml\n(.*?)^\1```$", re.DOTALL | re.MULTILINE)
 PLACES = {"@OUT@": "/srv/out", "@SHA256@": "0" * 64}
 
@@ -44,7 +46,10 @@ def blocks(page: Path) -> list[tuple[int, str]]:
     ]
 
 
-@pytest.mark.parametrize("path", SOURCES + TESTS, ids=name)
+READ = [path for path in SOURCES + TESTS if name(path) not in SELF_CONTAINED]
+
+
+@pytest.mark.parametrize("path", READ, ids=name)
 def test_a_file_is_short_enough_to_be_read(path: Path) -> None:
     lines = len(path.read_text().splitlines())
     assert lines < 400
