@@ -1,0 +1,71 @@
+"""Real nodes for the tests, removed afterwards with everything that is theirs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytest
+from nodes import CLI, remove_node
+
+from nativert.runtime.node import Node
+
+
+class MakeNode(Protocol):
+    """Open a node; *root* defaults to the test's own."""
+
+    def __call__(self, root: Path | None = None, **options: Any) -> Node: ...
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """The root of the test's node."""
+    return tmp_path / "node"
+
+
+@pytest.fixture
+def make_node(root: Path) -> Iterator[MakeNode]:
+    """Opens nodes, as often as wanted; each root's node is removed at the end."""
+    default = root
+    made: dict[Path, dict[str, Any]] = {}
+    with ExitStack() as opened:
+
+        def make(root: Path | None = None, **options: Any) -> Node:
+            where = root or default
+            made.setdefault(where, options)
+            return opened.enter_context(Node(where, **options))
+
+        yield make
+    errors = []
+    for where, options in made.items():
+        try:
+            remove_node(where, **options)
+        except Exception as e:
+            errors.append(e)
+    if errors:
+        raise ExceptionGroup("nodes could not be removed", errors)
+
+
+@pytest.fixture
+def node(make_node: MakeNode) -> Node:
+    """A node of this test alone."""
+    return make_node()
+
+
+@pytest.fixture
+def cli(root: Path, node: Node) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs one command of the CLI on the test's node."""
+
+    def run(*args: str, **options: Any) -> subprocess.CompletedProcess[str]:
+        environment = os.environ | {"NATIVERT_ROOT": str(root)}
+        return subprocess.run(
+            [*CLI, *args],
+            env=environment,
+            **{"capture_output": True, "text": True, "timeout": 30, **options},
+        )
+
+    return run
