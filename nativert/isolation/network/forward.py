@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -69,6 +67,9 @@ def _accepted(
 
 
 def _legacy_drops() -> bool:
+    import shutil
+    import subprocess
+
     # Asked first, because listing would load the legacy tables where nobody uses them.
     try:
         with open(_IPTABLES_TABLES, encoding="ascii") as names:

@@ -7,12 +7,9 @@ carries the node's tag, and nothing outside of it is touched.
 from __future__ import annotations
 
 import errno
-import hashlib
-import json
 import os
-import shutil
 import struct
-import subprocess
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -60,11 +57,16 @@ def run(text: str) -> None:
 
 def listing(*what: str) -> list[dict[str, Any]]:
     """Return the objects that `nft list` names, as libnftables-json(5) has them."""
+    import json
+
     found: list[dict[str, Any]] = json.loads(_nft(["-j", "list", *what], ""))["nftables"]
     return found
 
 
 def _nft(arguments: Sequence[str], text: str) -> str:
+    import shutil
+    import subprocess
+
     binary = shutil.which("nft", path=PATH)
     if binary is None:
         raise FileNotFoundError(errno.ENOENT, "nft is not installed", "nft")
@@ -93,7 +95,7 @@ class Table:
         self._bridge = bridge
         self._subnet = subnet
         # The table's comment tells whether it is of this version and for this network.
-        self._mark = "nativert " + hashlib.sha256(self._rules("").encode()).hexdigest()[:16]
+        self._mark = f"nativert {zlib.crc32(self._rules('').encode()):08x}"
 
     def render(self) -> str:
         """Return the transaction that makes the table; it fails if there is one."""
