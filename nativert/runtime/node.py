@@ -15,23 +15,22 @@ from typing import Any, Protocol, Self
 
 import msgspec
 
-from nativert.errors import NativertError, StepError
+from nativert.errors import Code, NativertError, StepError, TransitionError
 from nativert.fdu import descriptor as descriptors
 from nativert.fdu import record as records
 from nativert.fdu.descriptor import Descriptor
-from nativert.fdu.states import Event, Operation, State, next_state
-from nativert.runtime import admission, doctor, execute, gc, logs, release
-from nativert.runtime import inspect as inspecting
+from nativert.fdu.states import Event, Operation, State, allowed, next_state
+from nativert.runtime import execute, logs, release
 from nativert.runtime import pause as pauses
 from nativert.runtime import run as runs
 from nativert.runtime import scale as scales
-from nativert.runtime.configure import configure
 from nativert.runtime.context import Context
 from nativert.runtime.execute import ExecSession
 from nativert.runtime.observe import Observed, observe, settle
 from nativert.runtime.protocols import NetworkManager, Os, Progress
 from nativert.runtime.stats import Monitor
 from nativert.runtime.views import Check, Figures, Instance, Leftover, LogLine
+from nativert.store import boot
 from nativert.store.durable import Row
 from nativert.store.identity import Identity
 
@@ -81,6 +80,8 @@ class Node:
 
     def define(self, descriptor: Descriptor, *, name: str | None = None) -> Instance:
         """Enter an instance of *descriptor*; raises NativertError NAME_TAKEN, REQUIREMENTS."""
+        from nativert.runtime import admission
+
         next_state(State.UNDEFINED, Operation.DEFINE)
         context = self._context
         admission.check_machine(descriptor.computation_requirements)
@@ -104,6 +105,8 @@ class Node:
 
     def configure(self, ref: str, *, progress: Progress | None = None) -> Instance:
         """Fetch the image; make cgroups, namespaces, root file system, network."""
+        from nativert.runtime.configure import configure
+
         return self._operate(
             ref, Operation.CONFIGURE, lambda seen: configure(self._context, seen, progress=progress)
         )
@@ -113,8 +116,6 @@ class Node:
         return self._operate(ref, Operation.CLEAN, self._clean)
 
     def _clean(self, seen: Observed) -> Observed:
-        from nativert.store import boot
-
         if seen.facts is None:
             raise AssertionError(f"{seen.state} without facts")
         facts = msgspec.structs.replace(seen.facts, intent="clean")
@@ -208,15 +209,12 @@ class Node:
         """Send a signal to the application's first process."""
         row = self._context.store.find(ref)
         seen = observe(self._context, row)
-        if seen.state is not State.PAUSED:
-            # The same applications can be signalled that can be stopped.
-            next_state(seen.state, Operation.STOP)
+        if seen.state not in (State.RUNNING, State.PAUSED):
+            raise TransitionError("kill", seen.state.value, allowed(seen.state))
         runs.send_signal(self._context, seen, number)
 
     def wait(self, ref: str, *, timeout_s: float | None = None) -> Instance:
         """Wait until the application has ended; NativertError(TIMEOUT)."""
-        from nativert.errors import Code
-
         row = self._context.store.find(ref)
         seen = observe(self._context, row)
         if seen.state in (State.RUNNING, State.PAUSED, State.SCALING):
@@ -241,10 +239,9 @@ class Node:
         context = self._context
         row = context.store.find(ref)
         seen = observe(context, row)
-        if seen.state is not State.CONFIGURED:
-            # As for stop: not in DEFINED, where there is nothing to be in, nor in PAUSED,
-            # where it would be frozen.
-            next_state(seen.state, Operation.STOP)
+        # Not in DEFINED, where there is nothing to be in, nor PAUSED: it would be frozen.
+        if seen.state not in (State.CONFIGURED, State.RUNNING):
+            raise TransitionError("exec", seen.state.value, allowed(seen.state))
         if seen.facts is None:
             raise AssertionError(f"{seen.state} without facts")
         descriptor = descriptors.decode(row.descriptor.encode(), source=row.name)
@@ -303,6 +300,8 @@ class Node:
 
     def inspect(self, ref: str) -> dict[str, object]:
         """Return the fog05 record with the true status, and a ``native`` object beside it."""
+        from nativert.runtime import inspect as inspecting
+
         seen = self._look(self._context.store.find(ref))
         return inspecting.inspect(
             self._context, seen, self._monitor.row(seen), self._monitor.figures(seen)
@@ -310,10 +309,14 @@ class Node:
 
     def gc(self, *, dry_run: bool = False) -> list[Leftover]:
         """Remove what carries this node's tag and belongs to no instance."""
+        from nativert.runtime import gc
+
         return gc.collect(self._context, dry_run=dry_run)
 
     def doctor(self) -> list[Check]:
         """Return what this host can and cannot enforce, with the fix for each."""
+        from nativert.runtime import doctor
+
         return doctor.examine(self._context)
 
     # -- the frame of every operation ----------------------------------------------------

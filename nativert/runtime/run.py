@@ -179,7 +179,7 @@ def follow(context: Context, seen: Observed, timeout_s: float | None) -> bool:
             status, _ = channel.call({"verb": "status", "follow": True})
             if status["state"] == "idle":
                 return True
-            channel.receive(timeout_s)
+            channel.receive(None if timeout_s is None else max(timeout_s, 0.001))
     except TimeoutError:
         return False
     except (OSError, EOFError):
