@@ -54,9 +54,9 @@ def receive(sock: socket.socket) -> tuple[Message, list[int]]:
     ValueError if the packet is not such a message; its descriptors are closed then.
     """
     data, fds, flags, _ = socket.recv_fds(sock, _MAX_PACKET, _MAX_FDS, socket.MSG_CMSG_CLOEXEC)
-    if not data:
-        raise EOFError("the peer has closed the connection")
     try:
+        if not data:
+            raise EOFError("the peer has closed the connection")
         if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
             raise ValueError("packet too large")
         if data == _LARGE and fds:
@@ -64,9 +64,12 @@ def receive(sock: socket.socket) -> tuple[Message, list[int]]:
         message = json.loads(data)
         if not isinstance(message, dict):
             raise ValueError("not an object")  # noqa: TRY004 - one error for every bad packet
-    except ValueError:
+    except BaseException as e:
+        # A packet without bytes looks like the end, but may carry descriptors too.
         for fd in fds:
             os.close(fd)
+        if isinstance(e, RecursionError):
+            raise ValueError("nested too deeply") from None
         raise
     return message, fds
 
@@ -77,6 +80,8 @@ def _read_memfd(memfd: int) -> bytes:
         if size > MAX_MESSAGE:
             raise ValueError(f"message of {size} bytes")
         return os.pread(memfd, size, 0)
+    except OSError as e:
+        raise ValueError(f"not a memfd: {e}") from e
     finally:
         os.close(memfd)
 
