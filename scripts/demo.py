@@ -1,0 +1,443 @@
+"""What `scripts/demo` shows, by the real command line; exit code 1 if anything is not as told."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import http.client
+import json
+import os
+import platform
+import random
+import shlex
+import shutil
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from demo_traces import Traces
+
+NATIVERT = Path(sys.executable).with_name("nativert")
+PORTS = range(25080, 25180)
+CPU_CORES = 0.4
+ROUNDS = 5
+
+WEB = """\
+id: web
+name: web
+command: {{binary: /usr/sbin/nginx, args: ["-c", /site/nginx.conf]}}
+hypervisor: BARE
+interfaces: [{{name: eth0}}]                  # a veth of its own, an address of the node's pool
+native:
+  mounts: [{{source: {site}, target: /site}}]
+  cpu: {{max: {cores}}}                         # cores
+  memory: {{max: 64M}}
+  pids: {{max: 16}}
+  network: {{ports: ["{port}:80"]}}              # HOST:INSTANCE
+  stop: {{signal: SIGQUIT, grace: 5s}}
+"""
+
+GREEDY = """\
+id: greedy
+name: greedy
+command: {binary: tail, args: [/dev/zero]}    # looks for a line end that never comes
+hypervisor: BARE
+native:
+  memory: {max: 32M, swap: 0}
+"""
+
+# Not as root, so not by Debian's configuration: what nginx writes goes to /tmp.
+NGINX = """\
+daemon off; worker_processes 1; pid /tmp/nginx.pid; error_log stderr;
+events {}
+http {
+  access_log off; gzip on; gzip_comp_level 9; gzip_types text/plain;
+  client_body_temp_path /tmp/body; proxy_temp_path /tmp/proxy; fastcgi_temp_path /tmp/fastcgi;
+  uwsgi_temp_path /tmp/uwsgi; scgi_temp_path /tmp/scgi;
+  server { listen 80; root /site; location / { default_type text/plain; } }
+}
+"""
+
+
+class Stopped(BaseException):
+    """A signal asked for the end."""
+
+
+class Demo:
+    """One run: what is shown, what it took, what was not as expected."""
+
+    def __init__(self, work: Path) -> None:
+        self.work = work
+        self.root = work / "node"
+        self.site = work / "site"
+        self.failures: list[str] = []
+        self.took_ms: dict[str, float] = {}
+        self.colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+        self.environment = os.environ | {"NATIVERT_ROOT": str(self.root), "COLUMNS": "100"}
+        self.environment.pop("NATIVERT_KERNEL", None)
+        # Where this is not the host's own mount or network namespace (a chroot with mounts of
+        # its own, a container), a throw-away node may as well live here.
+        self.here = any(not same_namespace(name) for name in ("mnt", "net"))
+        self.command = [str(NATIVERT), *(["--here"] if self.here else [])]
+        self.port = free_port()
+
+    # -- what the reader sees ----------------------------------------------------------
+
+    def style(self, code: str, text: str) -> str:
+        return f"\033[{code}m{text}\033[0m" if self.colour else text
+
+    def heading(self, text: str) -> None:
+        print(f"\n{self.style('1', text)}")
+
+    def say(self, text: str, note: str = "") -> None:
+        print(f"  {text}{'  ' + self.style('2', note) if note else ''}", flush=True)
+
+    def expect(self, ok: bool, what: str, found: object = "") -> None:
+        if not ok:
+            text = f"expected {what}{f', found {found}' if found != '' else ''}"
+            self.failures.append(text)
+            self.say(self.style("31;1", f"FAILED: {text}"))
+
+    # -- commands ----------------------------------------------------------------------
+
+    def call(self, *arguments: str, timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*self.command, *arguments],
+            env=self.environment,
+            cwd=self.work,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+        )
+
+    def run(self, *arguments: str, code: int = 0, show: bool = True) -> str:
+        """Run a command as it is typed, show its output, remember what it took."""
+        print(f"  {self.style('36', '$ nativert ' + shlex.join(arguments))}", flush=True)
+        began = time.monotonic()
+        done = self.call(*arguments)
+        elapsed_ms = (time.monotonic() - began) * 1000
+        if code == 0:
+            self.took_ms.setdefault(arguments[0], elapsed_ms)
+        output = done.stdout + done.stderr
+        if show or done.returncode != code:
+            for line in output.rstrip().splitlines():
+                self.say(f"  {line}")
+        self.expect(done.returncode == code, f"exit code {code}", done.returncode)
+        return output
+
+    def record(self) -> dict[str, object]:
+        record: dict[str, object] = json.loads(self.call("-o", "json", "inspect", "web").stdout)
+        return record
+
+    # -- the parts ---------------------------------------------------------------------
+
+    def prepare(self) -> None:
+        self.site.mkdir()
+        (self.site / "index.html").write_text("hello from an FDU\n")
+        (self.site / "nginx.conf").write_text(NGINX)
+        words = [f"{n:x}" for n in range(4096)]
+        text = " ".join(random.Random(1).choices(words, k=300_000))
+        (self.site / "big.txt").write_text(text)
+        web = WEB.format(site=self.site, port=self.port, cores=CPU_CORES)
+        (self.work / "web.yaml").write_text(web)
+        (self.work / "greedy.yaml").write_text(GREEDY)
+
+    def start(self) -> None:
+        self.heading("1. A web server becomes an instance")
+        for line in (self.work / "web.yaml").read_text().splitlines():
+            self.say(self.style("2", f"  {line}"))
+        self.run("define", "web.yaml")
+        self.run("configure", "web")
+        self.run("start", "web")
+        self.run("ps")
+
+    def reach(self) -> str:
+        self.heading("2. It answers on a network of its own")
+        native = self.record()["native"]
+        address = str(native["interfaces"][0]["address"])  # type: ignore[index]
+        for host, port, what in (
+            (address, 80, "its own address"),
+            ("127.0.0.1", self.port, "the published port"),
+        ):
+            status, body, elapsed_ms = get_soon(host, port)
+            answer = f"GET http://{host}:{port}/".ljust(32)
+            self.say(f"{answer} {status} {body!r} in {elapsed_ms:.1f} ms", what)
+            self.expect((status, body) == (200, "hello from an FDU"), "200 and the page", status)
+        inside = self.run("exec", "web", "--", "sh", "-c", "id; hostname; ls -d /proc/[0-9]*")
+        self.expect("uid=1000" in inside and "\nweb\n" in inside, "uid 1000 in a host of its own")
+        return address
+
+    def pause(self) -> None:
+        self.heading("3. Pause: requests hang. Resume: they are answered")
+        self.run("pause", "web")
+        answer: list[tuple[int, str, float]] = []
+        request = threading.Thread(target=lambda: answer.append(get("127.0.0.1", self.port, 30)))
+        request.start()
+        request.join(1.0)
+        self.say(f"GET http://127.0.0.1:{self.port}/   no answer for 1 s")
+        self.expect(not answer, "no answer while paused", answer)
+        refused = self.run("stop", "web", code=4)
+        self.expect("resume" in refused, "a refusal that names what is allowed", refused)
+        self.run("resume", "web")
+        request.join(10)
+        self.expect(bool(answer) and answer[0][0] == 200, "an answer after resume", answer)
+        if answer:
+            self.say(
+                f"the same request: {answer[0][0]} {answer[0][1]!r} after {answer[0][2]:.0f} ms"
+            )
+
+    def scale(self) -> None:
+        self.heading("4. Half the CPU, under load")
+        half = CPU_CORES / 2
+        with load("127.0.0.1", self.port) as count:
+            full = self.share(count)
+            self.say(f"limit {CPU_CORES:.2f} cores: uses {full[0]:.2f}, {full[1]:5.1f} pages/s")
+            self.run("scale", "--cpu", f"{half:g}", "web")
+            less = self.share(count)
+            self.say(f"limit {half:.2f} cores: uses {less[0]:.2f}, {less[1]:5.1f} pages/s")
+        self.expect(0.6 * CPU_CORES < full[0] < 1.15 * CPU_CORES, f"about {CPU_CORES}", full[0])
+        self.expect(0.6 * half < less[0] < 1.2 * half, f"about {half}", less[0])
+
+    def share(self, count: Callable[[], int]) -> tuple[float, float]:
+        """Return the cores that web uses and the pages that it serves a second."""
+        watch = subprocess.Popen(
+            [*self.command, "-o", "json", "stats", "--watch", "2", "web"],
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,  # That it was interrupted.
+            text=True,
+        )
+        try:
+            assert watch.stdout is not None
+            watch.stdout.readline()  # Since the start; the next one since this one.
+            before, began = count(), time.monotonic()
+            figures = json.loads(watch.stdout.readline())
+            served, elapsed_s = count() - before, time.monotonic() - began
+        finally:
+            watch.send_signal(signal.SIGINT)
+            watch.communicate()
+        return float(figures["cpu_ratio"]), served / elapsed_s
+
+    def too_small(self) -> None:
+        self.heading("5. A memory limit that is too small")
+        for line in GREEDY.splitlines():
+            self.say(self.style("2", f"  {line}"))
+        # 128 + SIGKILL, as a shell would have it.
+        told = self.run("run", "greedy.yaml", code=137)
+        self.expect("OOM" in told and "32.0 MiB" in told, "an OOM report", told)
+
+    def end(self) -> None:
+        self.heading("6. Stop, clean, undefine")
+        self.run("stop", "web")
+        self.run("clean", "web")
+        self.run("undefine", "web")
+        self.run("gc")
+        self.run("ps", "-a")
+
+    def table(self) -> None:
+        self.heading("7. What each operation took")
+        began = time.monotonic()
+        self.call("version")
+        bare_ms = (time.monotonic() - began) * 1000
+        called = self.rounds()
+        print("  operation      command   the runtime's own call")
+        for verb, name in OPERATIONS:
+            print(f"  {verb:<12} {self.took_ms[verb]:6.0f} ms {called[name]:14.2f} ms")
+        self.say(f"Of each command {bare_ms:.0f} ms are Python and nativert starting.", "")
+        self.say(f"The calls: median of {ROUNDS} in one process, the node in use.", "")
+        self.say("stop waits for the end that nginx needs.", "")
+
+    def rounds(self) -> dict[str, float]:
+        """Measure the calls that the commands make, by the facade itself."""
+        from nativert.fdu import descriptor as descriptors
+        from nativert.runtime.node import Node
+
+        text = (self.work / "web.yaml").read_bytes()
+        web = descriptors.decode(text, source="web.yaml")
+        times: dict[str, list[float]] = {name: [] for _, name in OPERATIONS}
+        with Node(self.root, here=self.here) as node:
+            for turn in range(ROUNDS + 1):
+                for _, name in OPERATIONS:
+                    call = getattr(node, name)
+                    argument: tuple[object, ...] = ("web",)
+                    if name == "define":
+                        argument = (web,)
+                    elif name == "scale":
+                        argument = ("web", {"cpu_max": CPU_CORES / 2})
+                    elif name == "stop":
+                        # A signal before nginx has set itself up would measure that.
+                        get_soon("127.0.0.1", self.port)
+                    began = time.perf_counter()
+                    call(*argument)
+                    # The first round makes the bridge and starts the launcher.
+                    if turn:
+                        times[name].append((time.perf_counter() - began) * 1000)
+        return {name: statistics.median(values) for name, values in times.items()}
+
+    def leave(self) -> None:
+        """Take the node off the host; safe at any time, and twice."""
+        if self.root.exists():
+            rows = json.loads(self.call("-o", "json", "ps", "-a").stdout or "[]")
+            for row in rows:
+                self.call("rm", "--force", row["instance"])
+            done = self.call("gc")
+            self.expect(done.returncode == 0, "gc to remove everything", done.stdout + done.stderr)
+            self.forget()
+        shutil.rmtree(self.work, ignore_errors=True)
+
+    def forget(self) -> None:
+        # What `rm -r` of a root leaves to the next node on the host to notice.
+        from nativert.store.claims import Claims
+
+        with contextlib.suppress(FileNotFoundError):
+            node = json.loads((self.root / "var/lib/nativert/node.json").read_text())
+            Claims().release_node(node["id"])
+
+    def nothing_left(self, traces: Traces) -> None:
+        self.heading("8. What is left on the host")
+        left = traces.after()
+        print("                         before   while running   after")
+        for kind, before, during, after in traces.rows():
+            print(f"  {kind:<20} {before:8} {during:15} {after:7}")
+            self.expect(after == before, f"as many {kind} as before", after)
+        for line in left:
+            self.say(f"left: {line}")
+
+
+OPERATIONS = (
+    ("define", "define"),
+    ("configure", "configure"),
+    ("start", "run"),
+    ("pause", "pause"),
+    ("resume", "resume"),
+    ("scale", "scale"),
+    ("stop", "stop"),
+    ("clean", "clean"),
+    ("undefine", "undefine"),
+)
+
+
+def same_namespace(name: str) -> bool:
+    try:
+        return os.stat(f"/proc/self/ns/{name}").st_ino == os.stat(f"/proc/1/ns/{name}").st_ino
+    except OSError:
+        return True
+
+
+def free_port() -> int:
+    for port in PORTS:
+        with socket.socket() as sock, contextlib.suppress(OSError):
+            sock.bind(("", port))
+            return port
+    raise SystemExit(f"demo: no free port between {PORTS[0]} and {PORTS[-1]}")
+
+
+def get(host: str, port: int, timeout_s: float, path: str = "/") -> tuple[int, str, float]:
+    """Return status, body and milliseconds of one request."""
+    began = time.monotonic()
+    connection = http.client.HTTPConnection(host, port, timeout=timeout_s)
+    try:
+        connection.request("GET", path, headers={"Accept-Encoding": "gzip"})
+        response = connection.getresponse()
+        body = response.read()
+    finally:
+        connection.close()
+    text = body.decode(errors="replace").strip() if path == "/" else ""
+    return response.status, text, (time.monotonic() - began) * 1000
+
+
+def get_soon(host: str, port: int) -> tuple[int, str, float]:
+    """Ask until the server, which has just been started, listens."""
+    deadline = time.monotonic() + 10
+    while True:
+        try:
+            return get(host, port, 5)
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.005)
+
+
+@contextlib.contextmanager
+def load(host: str, port: int) -> Iterator[Callable[[], int]]:
+    """Have pages compressed for two readers for the length of the block."""
+    over = threading.Event()
+    served: list[int] = []
+
+    def read() -> None:
+        while not over.is_set():
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                get(host, port, 10, "/big.txt")
+                served.append(1)
+
+    readers = [threading.Thread(target=read) for _ in range(2)]
+    for reader in readers:
+        reader.start()
+    try:
+        yield lambda: len(served)
+    finally:
+        over.set()
+        for reader in readers:
+            reader.join()
+
+
+def main() -> int:
+    argparse.ArgumentParser(
+        prog="scripts/demo",
+        description="Show a web server's life as an FDU on a throw-away node.",
+    ).parse_args()
+
+    def stop(number: int, _frame: object) -> None:
+        raise Stopped(number)
+
+    ends = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    for number in ends:
+        signal.signal(number, stop)
+    work = Path(tempfile.mkdtemp(prefix="nativert-demo-"))
+    demo = Demo(work)
+    traces = Traces(demo.root)
+    stopped = 0
+    try:
+        print(f"nativert on Linux {platform.release()}, {platform.machine()}: ", end="")
+        print(f"a node of its own, NATIVERT_ROOT={demo.root}")
+        if demo.here:
+            print("not in the host's own namespaces: every command below is called with --here")
+        demo.prepare()
+        demo.start()
+        traces.during()
+        demo.reach()
+        demo.pause()
+        demo.scale()
+        demo.too_small()
+        demo.end()
+        demo.table()
+    except Stopped as e:
+        print("\nstopped: cleaning up", file=sys.stderr)
+        stopped = 128 + int(e.args[0])
+    except Exception as e:  # noqa: BLE001 - told like any other failure, after the clean-up
+        demo.expect(False, "no error", repr(e))
+    finally:
+        for number in ends:
+            signal.signal(number, signal.SIG_IGN)
+        demo.leave()
+    demo.nothing_left(traces)
+    if demo.failures:
+        print(f"\nnot as expected: {len(demo.failures)}", file=sys.stderr)
+        return 1
+    if stopped:
+        return stopped
+    print("\nEverything was as expected, and nothing is left.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
