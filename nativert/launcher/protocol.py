@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import struct
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -53,7 +54,11 @@ def receive(sock: socket.socket) -> tuple[Message, list[int]]:
 
     ValueError if the packet is not such a message; its descriptors are closed then.
     """
-    data, fds, flags, _ = socket.recv_fds(sock, _MAX_PACKET, _MAX_FDS, socket.MSG_CMSG_CLOEXEC)
+    # Not socket.recv_fds: Python 3.11's forgets the flags.
+    data, ancillary, flags, _ = sock.recvmsg(
+        _MAX_PACKET, socket.CMSG_SPACE(4 * _MAX_FDS), socket.MSG_CMSG_CLOEXEC
+    )
+    fds = [fd for _, _, rights in ancillary for (fd,) in struct.iter_unpack("i", rights)]
     try:
         if not data:
             raise EOFError("the peer has closed the connection")
@@ -69,7 +74,7 @@ def receive(sock: socket.socket) -> tuple[Message, list[int]]:
         for fd in fds:
             os.close(fd)
         if isinstance(e, RecursionError):
-            raise ValueError("nested too deeply") from None
+            raise ValueError("nested too deeply") from None  # noqa: TRY004
         raise
     return message, fds
 
