@@ -6,6 +6,7 @@ import os
 import platform
 import shutil
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from nativert.errors import NativertError
@@ -91,17 +92,17 @@ def _cgroups(context: Context) -> Iterator[Check]:
     where = f"{driver.mode}, in {driver.parent}"
     yield Check(name="cgroups", ok=True, detail=where, fix="")
     for name, limits in _LIMITS.items():
-        yield _tried(name, lambda limits=limits: driver.check(limits))  # type: ignore[misc]
+        yield _tried(name, partial(driver.check, limits), needed=False)
 
 
-def _tried(name: str, attempt: Callable[[], object]) -> Check:
+def _tried(name: str, attempt: Callable[[], object], *, needed: bool = True) -> Check:
     try:
         attempt()
     except NativertError as e:
-        return Check(name=name, ok=False, detail=e.message, fix=e.hint)
+        return Check(name=name, ok=False, detail=e.message, fix=e.hint, needed=needed)
     except OSError as e:
-        return Check(name=name, ok=False, detail=str(e), fix="")
-    return Check(name=name, ok=True, detail="enforced", fix="")
+        return Check(name=name, ok=False, detail=str(e), needed=needed)
+    return Check(name=name, ok=True, detail="enforced", needed=needed)
 
 
 def _network(context: Context) -> Iterator[Check]:

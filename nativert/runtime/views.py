@@ -96,12 +96,16 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Check(msgspec.Struct, frozen=True, kw_only=True):
-    """One finding of `doctor`; `fix` is empty where nothing is to be mended."""
+    """One finding of `doctor`; `fix` is empty where nothing is to be mended.
+
+    Without what is not `needed` everything runs but what asks for just that.
+    """
 
     name: str
     ok: bool
     detail: str
     fix: str = ""
+    needed: bool = True
 
 
 class Leftover(msgspec.Struct, frozen=True, kw_only=True):
