@@ -81,6 +81,9 @@ class Application:
         self.pipes = [Pipe(log, "stdout"), Pipe(log, "stderr")]
         null = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
         try:
+            for pipe in self.pipes:
+                # Many programs open /dev/stdout, which asks for the pipe's own permission.
+                os.fchown(pipe.writer, around.id_base + program.uid, around.id_base + program.gid)
             self.started_at = time.time()
             stdio = (null, self.pipes[0].writer, self.pipes[1].writer)
             self.pid, self.pidfd, self.report = child.start(program, around, stdio)
@@ -120,6 +123,17 @@ class Application:
         facts = self._facts(boot_id)
         write_exit(directory, facts)
         return facts
+
+    def never(self, error: Message, boot_id: str) -> Message:
+        """Return what is told of a run whose program could not be executed."""
+        return {
+            "run": self.number,
+            "boot_id": boot_id,
+            "pid": self.pid,
+            "started_at": self.started_at,
+            "cause": "exec-failed",
+            "error": {"step": error["step"], "errno": error["errno"] or 0, "path": error["path"]},
+        }
 
     def _facts(self, boot_id: str) -> Message:
         status = self._status or 0
