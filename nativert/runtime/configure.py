@@ -104,7 +104,7 @@ def _acquire(
     limits = limits_of.decode(row.limits) or limits_of.of_descriptor(descriptor)
     image = _image(context, row, descriptor, sources, progress)
     whole = descriptor.native.rootfs == "image"
-    user = users.find(descriptor.native.user, image / "etc" if whole and image else Path("/etc"))
+    user = users.find(descriptor.native.user, image if whole and image else Path("/"))
     arguments = program.argv(descriptor, image)
     program.check(descriptor, arguments[0], image, sources.data)
     owner = (row.id_range + user.uid, row.id_range + user.gid)
@@ -209,8 +209,7 @@ def _files(
     elif row.interfaces:
         _place(sources.etc / "resolv.conf", context.network.resolver().encode())
     if not user.known:
-        etc = whole / "etc" if whole is not None else Path("/etc")
-        _place(sources.etc / "passwd", users.passwd_with(user, etc))
+        _place(sources.etc / "passwd", users.passwd_with(user, whole or Path("/")))
     if descriptor.script:
         script = descriptor.script
         if not script.startswith("#!"):

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import platform
+import stat
 import struct
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal, NamedTuple
 
 from nativert.errors import Code, NativertError
 from nativert.fdu.descriptor import Descriptor
 from nativert.launcher.plan import Program
+from nativert.runtime import beneath
 from nativert.runtime.root import SHOWN
 from nativert.runtime.users import User
 
@@ -79,45 +82,71 @@ def check(descriptor: Descriptor, binary: str, image: Path | None, data: Path) -
     """Refuse, before anything is made, a program that cannot be there or cannot run here.
 
     Looks at the host's side of what will be shown; what only the instance can tell (a file
-    that a script makes, a loader) is told by exec. NativertError with the codes of a shell.
+    that a script makes, a link that leads elsewhere, a loader) is told by exec.
+    NativertError with the codes of a shell.
     """
     if "/" not in binary:
         return
     path = os.path.normpath(os.path.join(descriptor.native.workdir, binary))
-    source = _on_host(descriptor, path, image, data)
-    if source is None:
+    place = _on_host(descriptor, path, image, data)
+    if place is None:
         return
-    if not os.path.lexists(source):
+    source = place.directory / place.name if place.name else place.directory
+    try:
+        fd = place.open()
+    except OSError as e:
+        if e.errno not in (errno.ENOENT, errno.ENOTDIR):
+            return
         raise NativertError(
             f"{binary}: no such program",
             code=Code.COMMAND_NOT_FOUND,
             hint=f"it would be {source} on this host" if str(source) != binary else "",
-        )
-    if os.path.isdir(source) or not os.access(source, os.X_OK):
-        raise NativertError(
-            f"{binary}: not an executable file",
-            code=Code.NOT_EXECUTABLE,
-            hint=f"chmod +x {source}",
-        )
-    _check_machine(binary, source)
+        ) from e
+    try:
+        regular = stat.S_ISREG(os.fstat(fd).st_mode)
+        if not regular or not os.access(f"/proc/self/fd/{fd}", os.X_OK):
+            raise NativertError(
+                f"{binary}: not an executable file",
+                code=Code.NOT_EXECUTABLE,
+                hint=f"chmod +x {source}" if regular else "",
+            )
+        _check_machine(binary, beneath.head(fd, 20) or b"")
+    finally:
+        os.close(fd)
 
 
-def _on_host(descriptor: Descriptor, path: str, image: Path | None, data: Path) -> Path | None:
+class _Place(NamedTuple):
+    """Where a path of the instance is on the host; whose links are followed how far."""
+
+    directory: Path
+    name: str
+    links: Literal["none", "beneath", "host"]
+
+    def open(self) -> int:
+        if self.links == "host":
+            return os.open(self.directory / self.name, os.O_PATH | os.O_CLOEXEC)
+        return beneath.find(self.directory, self.name, links=self.links == "beneath")
+
+
+def _on_host(descriptor: Descriptor, path: str, image: Path | None, data: Path) -> _Place | None:
     for tmpfs in descriptor.native.tmpfs_mounts():
         if path.startswith(f"{tmpfs.target}/"):
             return None
     for mount in sorted(descriptor.native.mounts, key=lambda m: -len(m.target)):
-        if path == mount.target or path.startswith(f"{mount.target}/"):
-            return Path(mount.source + path[len(mount.target) :])
+        if path == mount.target:
+            return _Place(Path(mount.source), "", "host")
+        if path.startswith(f"{mount.target}/"):
+            return _Place(Path(mount.source), path[len(mount.target) + 1 :], "beneath")
     if path.startswith("/data/"):
         # The script of the descriptor may make it there.
-        return None if descriptor.script else data / path[6:]
+        return None if descriptor.script else _Place(data, path[6:], "beneath")
     if descriptor.native.rootfs == "image":
-        return None if image is None else _inside(image, path)
+        # What another mount covers may lie behind a link: /bin and a mounted /usr.
+        return None if image is None else _Place(image, path[1:], "none")
     if image is not None and path.startswith("/app/"):
-        return image / path[5:]
+        return _Place(image, path[5:], "beneath")
     if path.split("/")[1] in SHOWN:
-        return Path(path)
+        return _Place(Path("/"), path[1:], "host")
     raise NativertError(
         f"{path}: not visible inside: of the host only /{', /'.join(SHOWN)} are shown",
         code=Code.COMMAND_NOT_FOUND,
@@ -125,23 +154,7 @@ def _on_host(descriptor: Descriptor, path: str, image: Path | None, data: Path) 
     )
 
 
-def _inside(image: Path, path: str) -> Path | None:
-    # Links of an image lead within it, not where the host would follow them.
-    source = image / path.lstrip("/")
-    part = image
-    for name in Path(path.lstrip("/")).parts:
-        part = part / name
-        if part.is_symlink():
-            return None
-    return source
-
-
-def _check_machine(binary: str, source: Path) -> None:
-    try:
-        with open(source, "rb") as file:
-            head = file.read(20)
-    except OSError:
-        return
+def _check_machine(binary: str, head: bytes) -> None:
     if head[:4] != b"\x7fELF" or len(head) < 20:
         return
     order = "<" if head[5] == 1 else ">"

@@ -7,6 +7,7 @@ Of the host an allow-list, read-only; of its own, /data, /tmp, /run, /dev; the i
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,7 +100,7 @@ def _host() -> Iterator[Step]:
 def _entry(source: str, target: str) -> Iterator[Step]:
     if os.path.islink(source):
         yield Step("symlink", os.readlink(source), target)
-    elif os.path.exists(source):
+    elif os.path.lexists(source):
         yield Step("bind", source, target, _READ_ONLY)
 
 
@@ -107,13 +108,25 @@ def _tree(image: Path, ours: list[str]) -> Iterator[Step]:
     for name in sorted(os.listdir(image)):
         if name in _OWN:
             continue
-        if name == "etc" and not all((image / "etc" / file).exists() for file in ours):
-            # A read-only /etc has no place for a file that it lacks: take it apart.
+        if (
+            name == "etc"
+            and _is(image / "etc", stat.S_IFDIR)
+            and not all(_is(image / "etc" / file, stat.S_IFREG) for file in ours)
+        ):
+            # A read-only /etc has no place for a file that it lacks: take it apart. Links are
+            # not asked where they lead: from here that would be to files of the host.
             for entry in sorted(os.listdir(image / "etc")):
                 if entry not in ours:
                     yield from _entry(f"{image}/etc/{entry}", f"/etc/{entry}")
             continue
         yield from _entry(f"{image}/{name}", f"/{name}")
+
+
+def _is(path: Path, kind: int) -> bool:
+    try:
+        return stat.S_IFMT(os.lstat(path).st_mode) == kind
+    except OSError:
+        return False
 
 
 def _scratch(replaced: set[str], owner: tuple[int, int]) -> Iterator[Step]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from nativert.errors import Code, NativertError
+from nativert.runtime import beneath
 
 ID_COUNT: Final = 65536
 
@@ -20,20 +21,22 @@ class User(NamedTuple):
     """Whether the instance's passwd(5) has this uid."""
 
 
-def _entries(path: Path, fields: int) -> list[list[str]]:
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
-        return []
+def _passwd(root: Path) -> bytes | None:
+    # An image may have a link there, to a file of the host that only we may read.
+    return beneath.read_in_root(root, "etc/passwd")
+
+
+def _entries(root: Path) -> list[list[str]]:
+    text = (_passwd(root) or b"").decode(errors="replace")
     lines = (line.split(":") for line in text.splitlines() if not line.startswith("#"))
-    return [line for line in lines if len(line) >= fields and line[2].isdigit()]
+    return [line for line in lines if len(line) >= 4 and line[2].isdecimal()]
 
 
-def find(user: str | int, etc: Path) -> User:
-    """Return the user in the passwd of *etc*; NativertError if a name is not there."""
-    for name, _, uid, gid, *_rest in _entries(etc / "passwd", 4):
+def find(user: str | int, root: Path) -> User:
+    """Return the user in the passwd(5) beneath *root*; NativertError if a name is not there."""
+    for name, _, uid, gid, *_rest in _entries(root):
         if user in (name, int(uid)):
-            if int(uid) >= ID_COUNT or not gid.isdigit() or int(gid) >= ID_COUNT:
+            if int(uid) >= ID_COUNT or not gid.isdecimal() or int(gid) >= ID_COUNT:
                 raise NativertError(
                     f"user {user}: its ids {uid}:{gid} are outside of 0..{ID_COUNT - 1}",
                     code=Code.CONFIGURE,
@@ -51,11 +54,10 @@ def find(user: str | int, etc: Path) -> User:
     return User(user, user, "app", known=False)
 
 
-def passwd_with(user: User, etc: Path) -> bytes:
-    """Return the text of a passwd(5) that has the user too."""
-    try:
-        text = (etc / "passwd").read_bytes()
-    except FileNotFoundError:
+def passwd_with(user: User, root: Path) -> bytes:
+    """Return the text of the passwd(5) beneath *root* with the user in it too."""
+    text = _passwd(root)
+    if text is None:
         text = b"root:x:0:0:root:/root:/bin/sh\n"
     line = f"{user.name}:x:{user.uid}:{user.gid}::/data:/bin/sh\n"
     return text.rstrip(b"\n") + b"\n" + line.encode()
