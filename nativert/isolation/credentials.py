@@ -18,7 +18,8 @@ from nativert.isolation.syscalls import capset, clear_ambient
 RLIMITS: Final = {
     name[7:].lower(): getattr(resource, name)
     for name in dir(resource)
-    if name.startswith("RLIMIT_")
+    # RLIMIT_OFILE is another name of RLIMIT_NOFILE: set after it, it would undo it.
+    if name.startswith("RLIMIT_") and name != "RLIMIT_OFILE"
 }
 # linux/securebits.h: uid 0 is an ordinary id (NOROOT), set*uid changes no capability
 # (NO_SETUID_FIXUP), KEEP_CAPS stays off; all locked. Nothing can be raised into the ambient
