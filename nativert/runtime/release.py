@@ -37,7 +37,7 @@ def attached(facts: Facts) -> tuple[Attached, ...]:
 
 
 def everything(context: Context, row: Row, facts: Facts) -> None:
-    """Release init, network, ports, cgroup, run directory and facts of an instance."""
+    """Release init, network, ports, cgroup, image, run directory and facts of an instance."""
     failures: list[Exception] = []
 
     def attempt(step: Callable[[], None]) -> None:
@@ -51,6 +51,9 @@ def everything(context: Context, row: Row, facts: Facts) -> None:
         attempt(lambda: _network(context, row, facts))
     attempt(lambda: _init(context, row, facts))
     attempt(lambda: context.driver.open(cgroup_name(row.uuid)).remove())
+    # What configure unpacked; the next one asks again what the image is.
+    image = context.paths.instance_lib(row.uuid) / "image"
+    attempt(lambda: context.os.remove_tree(image))
     if failures:
         # The facts stay: they are what a second attempt goes by.
         cause = failures[0] if len(failures) == 1 else ExceptionGroup("several failed", failures)
