@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable
 from typing import Final, NoReturn
 
-from nativert.isolation import credentials, namespaces, syscalls
+from nativert.isolation import chroot, credentials, namespaces, syscalls
 from nativert.launcher import init, protocol
 from nativert.launcher.protocol import Message
 
@@ -327,6 +327,8 @@ def main() -> None:
         credentials.name_process("nativert-launcher")
         # All of them, for good: inits inherit the mask and read signals from descriptors.
         signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
+        if chroot.chrooted():
+            chroot.make_root()
         rlimits = _leave_surroundings(config)
         launcher = Launcher(config, rlimits)
     except OSError as e:
