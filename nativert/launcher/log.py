@@ -10,6 +10,7 @@ bounded in bytes stored and in reads a second, however small or large its writes
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import time
@@ -19,7 +20,6 @@ CURRENT: Final = "current"
 _CHUNK: Final = 64 << 10
 _PIPE_BYTES: Final = 256 << 10
 _MAX_LINE: Final = 16 << 10
-_MAX_RECORDS: Final = 128 << 10
 # "2026-11-22T08:00:00.000000000Z stdout F " and the end of line.
 _HEAD_BYTES: Final = 41
 # Bytes a second that are stored, counted as they are stored: an empty line is 41 bytes. A
@@ -164,7 +164,7 @@ class Pipe:
         self._since = now
 
     def _take(self, data: bytes) -> None:
-        cost = stored_bytes(data)
+        cost = len(data) + data.count(b"\n") * _HEAD_BYTES
         if cost > self._credit:
             self._log.lost_bytes += len(data) + len(self._rest)
             self._rest = b""
