@@ -112,6 +112,10 @@ def _remount_each(top: str, flags: int) -> None:
             point = fields[4].encode("latin-1", "surrogateescape").decode("unicode_escape")
             if point == top or point.startswith(top.rstrip("/") + "/"):
                 points[point] = set(fields[5].split(","))
+    if top not in points:
+        # Somebody who can write to the directory above has renamed the mount point: flags
+        # that fall on nothing must not pass for set.
+        raise OSError(errno.EINVAL, "not a mount point", top)
     for point, words in points.items():
         kept = 0
         for word in words:

@@ -81,6 +81,8 @@ _MASKED: Final = (
     "/sys/kernel/tracing",
 )
 _READ_ONLY: Final = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
+_MAX_TERMINALS: Final = 256
+_SHM_INODES: Final = 16384
 _EMPTY_FILE: Final = "/.empty"
 _EMPTY_DIRECTORY: Final = "/.none"
 
@@ -107,9 +109,10 @@ def _dev(root: int, shm_bytes: int) -> None:
         os.mkdir("shm", 0o1777, dir_fd=dev)
     finally:
         os.close(dev)
-    pts = "newinstance,ptmxmode=0666,mode=0620"
+    # Terminals are counted host-wide: without a share of its own one instance takes all.
+    pts = f"newinstance,ptmxmode=0666,mode=0620,max={_MAX_TERMINALS}"
     mounts.attach("devpts", root, "/dev/pts", "devpts", MS_NOSUID | MS_NOEXEC, pts)
-    shm = f"mode=1777,size={shm_bytes}"
+    shm = f"mode=1777,size={shm_bytes},nr_inodes={_SHM_INODES}"
     mounts.attach("shm", root, "/dev/shm", "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, shm)
 
 
