@@ -185,6 +185,19 @@ class Pipe:
             self._log.write(self._stream, self._rest, partial=True)
             self._rest = b""
 
+    def finish(self) -> None:
+        """Log what is left and close, once every process of the instance is dead.
+
+        No end-of-file is waited for: the application may have passed the writing end to a
+        process of another instance.
+        """
+        # As much as an unprivileged process can make a pipe hold, see pipe(7).
+        for _ in range((1 << 20) // _PIPE_BYTES + 1):
+            if self.drain() is not True:
+                break
+        self.flush()
+        self.close()
+
     def close(self) -> None:
         """Close both ends."""
         for fd in (self.fd, self.writer):
