@@ -5,6 +5,7 @@ One durable file for all nodes of the host, whatever their --root, changed under
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
@@ -172,7 +173,7 @@ class Claims:
             commit()
 
     def release_node(self, node: str) -> None:
-        """Forget *node* and all that it claimed; without any node the file goes too."""
+        """Forget *node* and all that it claimed; without any node nothing of the registry stays."""
         with self._changed() as (host, commit):
             host.nodes.pop(node, None)
             host.ports = [port for port in host.ports if port.node != node]
@@ -187,8 +188,9 @@ class Claims:
     @contextmanager
     def _changed(self, *, restore: Path | None = None) -> Iterator[tuple[Registry, Commit]]:
         """Lock, read, drop what is void; the block changes it and calls commit."""
-        os.makedirs(self.path.parent, mode=0o700, exist_ok=True)
-        with Lock(self._lock, what="the registry of the host", timeout_s=_LOCK_TIMEOUT_S):
+        with Lock(self._lock, what="the registry of the host", timeout_s=_LOCK_TIMEOUT_S) as lock:
+            # Under the lock: the last node to leave removes it.
+            os.makedirs(self.path.parent, mode=0o700, exist_ok=True)
             host, before = self._load(restore)
 
             def commit() -> None:
@@ -200,6 +202,16 @@ class Claims:
                     files.replace_durably(self.path, after)
 
             yield host, commit
+            if not host.nodes:
+                self._remove_directory()
+                lock.forget()
+
+    def _remove_directory(self) -> None:
+        try:
+            os.rmdir(self.path.parent)
+        except OSError as e:
+            if e.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
 
     def _load(self, restore: Path | None) -> tuple[Registry, bytes | None]:
         try:
