@@ -71,6 +71,10 @@ class Stopped(BaseException):
     """A signal asked for the end."""
 
 
+class UnexpectedError(Exception):
+    """What was expected and what was found, where going on is of no use."""
+
+
 class Demo:
     """One run: what is shown, what it took, what was not as expected."""
 
@@ -131,7 +135,9 @@ class Demo:
         if show or done.returncode != code:
             for line in output.rstrip().splitlines():
                 self.say(f"  {line}")
-        self.expect(done.returncode == code, f"exit code {code}", done.returncode)
+        if done.returncode != code:
+            # What follows would only repeat it.
+            raise UnexpectedError(f"exit code {code} of nativert {arguments[0]}", done.returncode)
         return output
 
     def record(self) -> dict[str, object]:
@@ -423,6 +429,8 @@ def main() -> int:
     except Stopped as e:
         print("\nstopped: cleaning up", file=sys.stderr)
         stopped = 128 + int(e.args[0])
+    except UnexpectedError as e:
+        demo.expect(False, *e.args)
     except Exception as e:  # noqa: BLE001 - told like any other failure, after the clean-up
         demo.expect(False, "no error", repr(e))
     finally:
