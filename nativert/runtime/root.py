@@ -30,7 +30,7 @@ _WRITABLE: Final = ("nosuid", "nodev")
 # Built by isolation.rootfs, or ours: never taken from an image.
 _OWN: Final = frozenset({"proc", "sys", "dev", "tmp", "run", "data", "app"})
 _ETC_FILES: Final = ("hosts", "hostname", "resolv.conf", "passwd", "group")
-SCRIPT: Final = "/run/nativert/configure"
+SCRIPT: Final = "/run/configure"
 _TMP_BYTES: Final = 256 << 20
 _RUN_BYTES: Final = 32 << 20
 SHM_BYTES: Final = 64 << 20

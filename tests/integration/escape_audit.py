@@ -313,16 +313,20 @@ for _name in ("user", "mnt", "net", "pid"):
     register(f"join_{_name}_namespace_of_init", join_namespace_of_init, _name)
 
 
+def host_id(table: str, number: int) -> int | None:
+    """Return what an id of this user namespace is outside of it."""
+    for line in read(f"/proc/self/{table}").splitlines():
+        inside, outside, length = map(int, line.split())
+        if inside <= number < inside + length:
+            return outside + number - inside
+    return None
+
+
 @probe
 def uid_mapped_to_host_root() -> Verdict:
     """A user id that is the host's root owns the host's files."""
-    uid = os.getuid()
-    for line in read("/proc/self/uid_map").splitlines():
-        inside, outside, length = map(int, line.split())
-        if inside <= uid < inside + length:
-            host = outside + uid - inside
-            return host == 0, f"uid {uid} is {host} outside"
-    return False, "not mapped"
+    host = host_id("uid_map", os.getuid())
+    return host == 0, f"uid {os.getuid()} is {host} outside"
 
 
 # --- credentials -----------------------------------------------------------------------
@@ -349,14 +353,17 @@ def seccomp_missing() -> Verdict:
 
 @probe
 def become_root() -> Verdict:
+    """Who is uid 0 already has gained something only where that is the host's root."""
+    gained = os.getuid() != 0
     os.setresuid(0, 0, 0)
-    return True, "uid 0"
+    return gained or host_id("uid_map", 0) == 0, "uid 0"
 
 
 @probe
 def become_root_group() -> Verdict:
+    gained = 0 not in {os.getgid(), *os.getgroups()}
     os.setresgid(0, 0, 0)
-    return True, "gid 0"
+    return gained or host_id("gid_map", 0) == 0, "gid 0"
 
 
 @probe
@@ -367,7 +374,8 @@ def set_groups() -> Verdict:
 
 @probe
 def root_groups_inherited() -> Verdict:
-    return 0 in {os.getgid(), *os.getgroups()}, f"groups {os.getgid()} {os.getgroups()}"
+    groups = {os.getgid(), *os.getgroups()}
+    return 0 in {host_id("gid_map", group) for group in groups}, f"groups {sorted(groups)}"
 
 
 @probe
