@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from typing import Final
 
 from nativert.isolation.syscalls import (
@@ -49,6 +50,8 @@ _ATTR_OF: Final = {
     MS_NODEV: MOUNT_ATTR_NODEV,
     MS_NOEXEC: MOUNT_ATTR_NOEXEC,
 }
+# proc(5): blank, tab, newline and backslash of a mount point.
+_OCTAL: Final = re.compile(rb"\\([0-7]{3})")
 _kernel = tuple(int(part) for part in os.environ.get("NATIVERT_KERNEL", "9.9").split(".")[:2])
 
 
@@ -106,12 +109,12 @@ def _remount_each(top: str, flags: int) -> None:
     # itself, and each keeps the flags that it already has.
     top = os.path.realpath(top)
     points: dict[str, set[str]] = {}
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+    with open("/proc/self/mountinfo", "rb") as file:
         for line in file:
-            fields = line.split(" ")
-            point = fields[4].encode("latin-1", "surrogateescape").decode("unicode_escape")
+            fields = line.split(b" ")
+            point = os.fsdecode(_OCTAL.sub(lambda m: bytes([int(m[1], 8)]), fields[4]))
             if point == top or point.startswith(top.rstrip("/") + "/"):
-                points[point] = set(fields[5].split(","))
+                points[point] = set(fields[5].decode().split(","))
     if top not in points:
         # Somebody who can write to the directory above has renamed the mount point: flags
         # that fall on nothing must not pass for set.

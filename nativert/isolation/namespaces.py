@@ -45,7 +45,12 @@ def create(id_base: int, id_count: int, *, network: bool) -> dict[str, int]:
     for name in names:
         flags |= _NAMES[name]
     stay, leave = os.pipe2(os.O_CLOEXEC)
-    pid, pidfd = clone3(flags)
+    try:
+        pid, pidfd = clone3(flags)
+    except OSError:
+        os.close(stay)
+        os.close(leave)
+        raise
     if pid == 0:
         # Exists only until its namespaces are held by descriptor. The maps are written
         # from outside: here there is no right to map other ids than one's own.

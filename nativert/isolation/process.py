@@ -6,6 +6,7 @@ so "alive" also asks the pidfd, which becomes readable when the process ends.
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import signal
@@ -41,8 +42,11 @@ def open_pidfd(pid: int, start: int) -> int | None:
     """Return a pidfd of the process that started at *start*, or None if it is gone."""
     try:
         pidfd = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return None
+    except OSError as e:
+        # The number may by now be a thread's: EINVAL or, on later kernels, ENOENT.
+        if e.errno in (errno.ESRCH, errno.EINVAL, errno.ENOENT):
+            return None
+        raise
     # Read after the pidfd is held: from here on the pid cannot change its meaning.
     if start_time(pid) == start and not ended(pidfd):
         return pidfd
@@ -59,6 +63,20 @@ def alive(pid: int | None, start: int | None) -> bool:
         return False
     os.close(pidfd)
     return True
+
+
+def open_files(pid: int) -> list[str]:
+    """Return what the descriptors of *pid* lead to; none if it is gone. See proc_pid_fd(5)."""
+    found = []
+    try:
+        for name in os.listdir(f"/proc/{pid}/fd"):
+            try:
+                found.append(os.readlink(f"/proc/{pid}/fd/{name}"))
+            except FileNotFoundError:
+                continue  # Closed meanwhile.
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+    return found
 
 
 def wait_end(pidfd: int, timeout_s: float) -> bool:
