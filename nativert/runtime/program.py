@@ -20,6 +20,10 @@ from nativert.runtime.users import User
 
 _PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _MACHINES: Final = {"x86_64": 62, "aarch64": 183}  # elf.h, EM_*
+# Processes and threads where the descriptor has no pids.max: a fork bomb takes the whole
+# machine's numbers (32,768 by default) otherwise. The ids are the instance's own, so it
+# shares this with nobody.
+_NPROC: Final = 4096
 _BRING_IN: Final = "bring it in: image: {uri: file://…}, native.mounts, or run --bind-here"
 
 
@@ -37,13 +41,12 @@ def environment(
 def rlimits(
     descriptor: Descriptor, inherited: Mapping[str, tuple[int, int]]
 ) -> dict[str, tuple[int, int]]:
-    """Return {name: (soft, hard)}: the launcher's original ones, no core files, the asked for.
-
-    Raises NativertError where this host's hard limit is lower and may not be raised.
-    """
+    """Return {name: (soft, hard)}: the launcher's original ones, no core files, the asked for."""
     limits = {name: (soft, hard) for name, (soft, hard) in inherited.items()}
-    # Cores and locks count per uid or land on the host; pids.max is what bounds processes.
+    # Cores land on the host; -1 is no limit.
     limits["core"] = (0, 0)
+    if descriptor.native.pids.max is None and not 0 <= limits["nproc"][1] < _NPROC:
+        limits["nproc"] = (_NPROC, _NPROC)
     for name, soft, hard in descriptor.native.rlimits.limits():
         limits[name] = (soft, hard)
     return limits
