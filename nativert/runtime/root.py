@@ -55,7 +55,7 @@ def steps(descriptor: Descriptor, sources: Sources) -> list[Step]:
     native = descriptor.native
     whole = native.rootfs == "image" and sources.image is not None
     ours = [name for name in _ETC_FILES if (sources.etc / name).exists()]
-    result = [*_tree(sources.image, ours)] if whole and sources.image else [*_host()]
+    result = [*_tree(sources.image, ours)] if whole and sources.image else [*_host(ours)]
     result += _scratch({tmpfs.target for tmpfs in native.tmpfs_mounts()}, sources.owner)
     result.append(Step("bind", str(sources.data), "/data", _WRITABLE))
     if sources.image is not None and not whole:
@@ -89,9 +89,13 @@ def _outer_first(result: list[Step]) -> list[Step]:
     return links + mounts + rest
 
 
-def _host() -> Iterator[Step]:
+def _host(ours: list[str]) -> Iterator[Step]:
     for name in SHOWN:
-        yield from _entry(f"/{name}", f"/{name}")
+        if name == "etc" and not all(os.path.lexists(f"/etc/{file}") for file in ours):
+            # A small host may have no /etc/hosts.
+            yield from _etc("/etc", ours)
+        else:
+            yield from _entry(f"/{name}", f"/{name}")
     for name in _SECRET:
         if os.path.lexists(f"/etc/{name}"):
             yield Step("mask", "", f"/etc/{name}")
@@ -113,13 +117,17 @@ def _tree(image: Path, ours: list[str]) -> Iterator[Step]:
             and _is(image / "etc", stat.S_IFDIR)
             and not all(_is(image / "etc" / file, stat.S_IFREG) for file in ours)
         ):
-            # A read-only /etc has no place for a file that it lacks: take it apart. Links are
-            # not asked where they lead: from here that would be to files of the host.
-            for entry in sorted(os.listdir(image / "etc")):
-                if entry not in ours:
-                    yield from _entry(f"{image}/etc/{entry}", f"/etc/{entry}")
+            # Links are not asked where they lead: from here that would be to files of the host.
+            yield from _etc(f"{image}/etc", ours)
             continue
         yield from _entry(f"{image}/{name}", f"/{name}")
+
+
+def _etc(directory: str, ours: list[str]) -> Iterator[Step]:
+    # A read-only /etc has no place for a file that it lacks: take it apart.
+    for name in sorted(os.listdir(directory)):
+        if name not in ours:
+            yield from _entry(f"{directory}/{name}", f"/etc/{name}")
 
 
 def _is(path: Path, kind: int) -> bool:
