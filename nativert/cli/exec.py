@@ -59,14 +59,19 @@ def exec_(
 def _on_our_streams(
     node: Node, instance: str, argv: Sequence[str], env: dict[str, str], *, interactive: bool
 ) -> int:
-    with open(os.devnull, "rb") as nothing:
-        stdin = 0 if interactive else nothing.fileno()
-        running = node.exec(instance, argv, stdio=(stdin, 1, 2), env=env)
-    try:
-        with closing(running):
-            return running.wait()
-    except (NativertError, OSError) as e:
-        raise after_start(e) from e
+    from nativert.cli.streams import streams
+
+    with (
+        open(os.devnull, "rb") as nothing,
+        streams(0 if interactive else nothing.fileno()) as ours,
+    ):
+        running = node.exec(instance, argv, stdio=ours.stdio, env=env)
+        ours.handed_over()
+        try:
+            with closing(running):
+                return running.wait()
+        except (NativertError, OSError) as e:
+            raise after_start(e) from e
 
 
 def _on_a_terminal(
