@@ -101,14 +101,15 @@ def loopback_up() -> None:
         fcntl.ioctl(sock, _SIOCSIFFLAGS, struct.pack("16sH14x", b"lo", flags | _IFF_UP))
 
 
-def allow_unprivileged_network(group_limit: int) -> None:
+def allow_unprivileged_network(id_base: int, id_count: int) -> None:
     """Let every id of the instance bind low ports and send ICMP echo; see ip(7), icmp(7).
 
     nginx on port 80 needs this, because the application has no capabilities.
     """
+    # Group ids are those of the writer's user namespace: the host's.
     for name, value in (
         ("ip_unprivileged_port_start", "0"),
-        ("ping_group_range", f"0 {group_limit}"),
+        ("ping_group_range", f"{id_base} {id_base + id_count - 1}"),
     ):
         fd = os.open(f"/proc/sys/net/ipv4/{name}", os.O_WRONLY | os.O_CLOEXEC)
         try:

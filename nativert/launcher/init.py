@@ -377,7 +377,7 @@ def main(plan: Message, control: socket.socket) -> NoReturn:
         if sandbox.network:
             step = "network namespace"
             namespaces.loopback_up()
-            namespaces.allow_unprivileged_network(sandbox.id_count - 1)
+            namespaces.allow_unprivileged_network(sandbox.id_base, sandbox.id_count)
         step = "cgroup"
         init.surround(held["user"])
         step = "root file system"
