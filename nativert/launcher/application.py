@@ -97,6 +97,16 @@ class Application:
             pipe.close_writer()
         self.start = process.start_time(self.pid)
 
+    def status(self) -> Message:
+        """Return what init tells of it; pid and start time as seen in the instance."""
+        return {
+            "state": self.state,
+            "run": self.number,
+            "pid": self.pid,
+            "start": self.start,
+            "started_at": self.started_at,
+        }
+
     def reaped(self, status: int) -> None:
         """Take note that the process that was started has ended with wait *status*."""
         self._status = status
@@ -114,10 +124,7 @@ class Application:
         Called when no process of the instance is left.
         """
         for pipe in self.pipes:
-            # Every writer is dead, so a read gives data or end-of-file and never waits.
-            while pipe.relay():
-                pass
-            pipe.close()
+            pipe.finish()
         os.close(self.pidfd)
         self.state = "ended"
         facts = self._facts(boot_id)

@@ -59,6 +59,8 @@ class Channel:
         """Return the peer's hello; OSError EPROTO if it speaks another protocol."""
         if self._peer is None:
             self._peer, _ = protocol.receive(self.sock)
+            if "error" in self._peer:
+                raise ReportedError(self._peer["error"])
             if self._peer.get("proto") != protocol.PROTO:
                 raise OSError(errno.EPROTO, f"the peer speaks protocol {self._peer.get('proto')}")
         return self._peer
@@ -92,11 +94,16 @@ class Channel:
 
 
 class Created(NamedTuple):
-    """A new init: its pid, a pidfd, and a descriptor of its network namespace or None."""
+    """A new init: its pid, a pidfd, and a descriptor of its network namespace or None.
+
+    Beside it the launcher's pid, and the resource limits that applications start from.
+    """
 
     pid: int
     pidfd: int
     network: int | None
+    launcher: int
+    rlimits: dict[str, tuple[int, int]]
 
 
 class LauncherClient:
@@ -120,12 +127,18 @@ class LauncherClient:
             "here": here,
             "idle_s": 5.0,
         }
-        self._channel: Channel | None = None
+        # Connections that no thread uses at the moment: answers come in the order in which
+        # creations finish, so that two threads on one would get each other's.
+        self._idle: list[Channel] = []
 
-    def connect(self) -> Channel:
-        """Return a connection, starting the launcher if it is not there."""
-        if self._channel is not None:
-            return self._channel
+    def _take(self) -> Channel:
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return self._connect()
+
+    def _connect(self) -> Channel:
+        """Return a new connection, starting the launcher if it is not there."""
         deadline = time.monotonic() + _START_TIMEOUT_S
         while True:
             try:
@@ -138,7 +151,6 @@ class LauncherClient:
                 if not self._start():
                     time.sleep(0.01)
                 continue
-            self._channel = channel
             return channel
 
     def _start(self) -> bool:
@@ -176,29 +188,29 @@ class LauncherClient:
         """Create an init for a `plan.Sandbox`; raises ReportedError, OSError."""
         message = {"verb": "create", "sandbox": sandbox._asdict()}
         for attempt in range(2):
-            channel = self.connect()
+            channel = self._take()
             try:
                 answer, fds = channel.call(message)
+                hello = channel.peer()
             except (EOFError, ConnectionError) as e:
                 # It left, being idle, just before the call. A creation that it had begun dies
                 # with the connection, so asking the next one is safe.
+                channel.close()
                 self.close()
                 if attempt:
                     raise OSError(errno.ECHILD, f"the launcher ended during create: {e}") from e
                 continue
             except ReportedError:
+                self._idle.append(channel)
                 raise
             except BaseException:
                 # A timeout or an interrupt leaves an answer on its way: drop the connection.
-                self.close()
+                channel.close()
                 raise
-            return Created(answer["pid"], fds[0], fds[1] if len(fds) > 1 else None)
+            self._idle.append(channel)
+            network = fds[1] if len(fds) > 1 else None
+            return Created(answer["pid"], fds[0], network, hello["pid"], hello["rlimits"])
         raise AssertionError
-
-    def rlimits(self) -> dict[str, tuple[int, int]]:
-        """Return the resource limits that applications start from."""
-        limits: dict[str, tuple[int, int]] = self.connect().peer()["rlimits"]
-        return limits
 
     def leave(self) -> bool:
         """Ask a running launcher without instances to end; False if it has some."""
@@ -213,7 +225,6 @@ class LauncherClient:
         return True
 
     def close(self) -> None:
-        """Close the connection; the launcher goes on."""
-        if self._channel is not None:
-            self._channel.close()
-            self._channel = None
+        """Close the connections; the launcher goes on."""
+        while self._idle:
+            self._idle.pop().close()

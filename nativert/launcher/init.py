@@ -43,6 +43,8 @@ class Init:
         self._evidence = Evidence(plan.cgroup)
         self._around: child.Surroundings | None = None
         self._application: Application | None = None
+        # The last run's end, for who asks when exit.json could not be written or read.
+        self._last: Message | None = None
         self._starter: Connection | None = None
         self._connections: list[Connection] = []
         self._handlers: dict[int, Callable[[], None]] = {}
@@ -142,6 +144,7 @@ class Init:
             self._unwatch(pipe.fd)
         self._application = None
         facts = application.finish(self._directory, self._hello["boot_id"])
+        self._last = facts
         for connection in list(self._connections):
             if connection.follows:
                 connection.follows = False
@@ -162,10 +165,15 @@ class Init:
         sock, _ = self._listener.accept()
         credentials_ = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
         _, uid, _ = struct.unpack("iII", credentials_)
+        sock.setblocking(False)
         if uid != 0 or len(self._connections) >= _MAX_CONNECTIONS:
+            full = BlockingIOError(11, f"{len(self._connections)} clients are connected")
+            try:
+                protocol.send(sock, protocol.error_message("connect", full))
+            except OSError:
+                pass  # It has gone already.
             sock.close()
             return
-        sock.setblocking(False)
         connection = Connection(sock)
         self._connections.append(connection)
         self._watch(sock.fileno(), lambda: self._receive(connection))
@@ -179,12 +187,8 @@ class Init:
         if connection is self._starter:
             self._starter = None
         if connection.session is not None:
-            # Nobody is left to hear its end: hang up, as a terminal would.
-            try:
-                os.killpg(connection.session.pid, signal.SIGHUP)
-                os.killpg(connection.session.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
+            # Nobody is left to hear its end.
+            connection.session.hang_up()
 
     def _send(self, connection: Connection, message: Message, *fds: int) -> None:
         try:
@@ -210,8 +214,10 @@ class Init:
             elif verb == "signal":
                 self._signal(connection, message)
             elif verb == "status":
-                connection.follows = bool(message.get("follow")) and self._application is not None
-                self._send(connection, self._status())
+                application = self._application
+                connection.follows = bool(message.get("follow")) and application is not None
+                fds_out = (application.pidfd,) if application and message.get("pidfd") else ()
+                self._send(connection, self._status(), *fds_out)
             elif verb == "release":
                 self._release(connection)
             elif verb == "hello":
@@ -227,17 +233,10 @@ class Init:
     # -- verbs -------------------------------------------------------------------------
 
     def _status(self) -> Message:
-        application = self._application
-        if application is None:
-            return {"state": "idle", "lost_log_bytes": self._log.lost_bytes}
-        return {
-            "state": application.state,
-            "run": application.number,
-            "pid": application.pid,
-            "start": application.start,
-            "started_at": application.started_at,
-            "lost_log_bytes": self._log.lost_bytes,
-        }
+        lost = {"lost_log_bytes": self._log.lost_bytes}
+        if self._application is None:
+            return lost | {"state": "idle", "end": self._last}
+        return lost | self._application.status()
 
     def _run(self, connection: Connection, message: Message) -> None:
         if self._application is not None:
@@ -279,6 +278,7 @@ class Init:
                 os.waitpid(application.pid, 0)
             os.close(application.pidfd)
             self._application = None
+            self._last = application.never(report["error"], self._hello["boot_id"])
             if starter is not None:
                 starter.follows = False
                 self._send(starter, report)

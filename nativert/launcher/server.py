@@ -22,13 +22,14 @@ import time
 from collections.abc import Callable
 from typing import Final, NoReturn
 
-from nativert.isolation import chroot, credentials, namespaces, syscalls
+from nativert.isolation import chroot, credentials, namespaces, process, syscalls
 from nativert.launcher import init, protocol
 from nativert.launcher.protocol import Message
 
 LOCK: Final = "launcher.lock"
 # An init that has not answered by then is killed: a hung mount must not hold its caller.
 _CREATE_TIMEOUT_S: Final = 30.0
+_KILL_TIMEOUT_S: Final = 1.0
 
 
 class Pending:
@@ -238,11 +239,9 @@ class Launcher:
                 signal.pidfd_send_signal(pending.pidfd, signal.SIGKILL)
             except ProcessLookupError:
                 pass
-            try:
-                os.waitpid(pending.pid, 0)
-            except ChildProcessError:
-                pass
-            self._children.discard(pending.pid)
+            # Not for ever: one whose mount hangs in the kernel must not hold all the others.
+            process.wait_end(pending.pidfd, _KILL_TIMEOUT_S)
+            self._reap()
             if message is not None:
                 self._answer(pending.client, message)
         pending.close()

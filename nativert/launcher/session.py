@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import signal
 import socket
 import struct
 import termios
@@ -26,6 +27,18 @@ class Session:
         self.report = report
         self.started = False
         self.failed = False
+
+    def hang_up(self) -> None:
+        """End it as a terminal that goes away would, and for good."""
+        try:
+            os.killpg(self.pid, signal.SIGHUP)
+            os.killpg(self.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass  # Just forked, it does not lead its group yet.
+        try:
+            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
 
 
 class Connection:

@@ -28,6 +28,7 @@ from nativert.launcher.plan import Sandbox
 from nativert.runtime import admission, execute, program, release, root, users
 from nativert.runtime import limits as limits_of
 from nativert.runtime.context import Context
+from nativert.runtime.failpoints import failpoint
 from nativert.runtime.observe import Observed
 from nativert.runtime.protocols import Attached, InterfaceRequest, PortRequest, Progress
 from nativert.store import boot
@@ -80,21 +81,32 @@ def configure(context: Context, seen: Observed, *, progress: Progress | None = N
         cgroup=release.cgroup_name(row.uuid),
         details={"network": bool(row.interfaces)},
     )
-    boot.write_facts(context.paths, row.uuid, facts)
-    try:
-        facts = _acquire(context, row, descriptor, facts, progress)
-        row = context.store.update(
-            row.uuid, desired=State.CONFIGURED.value, limits=limits_of.encode(limits), end=None
-        )
+    # What the node has on the host, such as its bridge, stays while somebody makes use of it.
+    with context.host_lock(shared=True):
         boot.write_facts(context.paths, row.uuid, facts)
-    except BaseException as failure:
-        undone = boot.read_facts(context.paths, row.uuid) or facts
         try:
-            release.everything(context, row, undone)
-        except StepError as e:
-            failure.add_note(str(e))
-        raise
+            failpoint("configure.intent")
+            facts = _acquire(context, row, descriptor, facts, progress)
+            row = context.store.update(
+                row.uuid, desired=State.CONFIGURED.value, limits=limits_of.encode(limits), end=None
+            )
+            failpoint("configure.stored")
+            boot.write_facts(context.paths, row.uuid, facts)
+        except BaseException as failure:
+            _undo(context, row, facts, failure)
+            raise
     return Observed(row, State.CONFIGURED, facts, None)
+
+
+def _undo(context: Context, row: Row, facts: Facts, failure: BaseException) -> None:
+    noted = boot.read_facts(context.paths, row.uuid) or facts
+    try:
+        if row.desired != State.DEFINED.value:
+            context.store.update(row.uuid, desired=State.DEFINED.value)
+        release.everything(context, row, noted)
+    except NativertError as e:
+        # What is told is why configure failed; the next operation releases the rest.
+        failure.add_note(str(e))
 
 
 def _acquire(
@@ -103,6 +115,7 @@ def _acquire(
     sources = Sources(context, row)
     limits = limits_of.decode(row.limits) or limits_of.of_descriptor(descriptor)
     image = _image(context, row, descriptor, sources, progress)
+    failpoint("configure.image")
     whole = descriptor.native.rootfs == "image"
     user = users.find(descriptor.native.user, image if whole and image else Path("/"))
     arguments = program.argv(descriptor, image)
@@ -110,11 +123,14 @@ def _acquire(
     owner = (row.id_range + user.uid, row.id_range + user.gid)
     with step(row.name, "files"):
         _files(context, row, descriptor, sources, user, owner, image if whole else None)
+    failpoint("configure.files")
     plan = _plan(context, row, descriptor, sources, image, owner)
     with step(row.name, "cgroup"):
         launcher = context.launcher
         cgroup = context.driver.create(facts.cgroup)
+        failpoint("configure.cgroup")
         cgroup.apply(limits)
+        failpoint("configure.limits")
     entry = cgroup.entry()
     plan = plan._replace(
         cgroup={
@@ -128,20 +144,22 @@ def _acquire(
     with step(row.name, "sandbox"):
         created = launcher.create(plan)
     try:
+        failpoint("configure.init")
         details: dict[str, object] = {
             "network": bool(row.interfaces),
             "argv": arguments,
             "user": list(user),
-            "rlimits": program.rlimits(descriptor, launcher.rlimits()),
+            "rlimits": program.rlimits(descriptor, created.rlimits),
         }
         facts = msgspec.structs.replace(
             facts,
             init_pid=created.pid,
             init_start=process.start_time(created.pid),
-            launcher_pid=launcher.connect().peer()["pid"],
+            launcher_pid=created.launcher,
             details=details,
         )
         boot.write_facts(context.paths, row.uuid, facts)
+        failpoint("configure.init-noted")
         if row.interfaces and created.network is not None:
             facts = _network(context, row, descriptor, facts, created.network)
     finally:
@@ -150,6 +168,7 @@ def _acquire(
             os.close(created.network)
     if descriptor.script:
         execute.script(context, row, descriptor, facts, [root.SCRIPT])
+    failpoint("configure.script")
     return msgspec.structs.replace(facts, state=State.CONFIGURED.value, intent=None)
 
 
@@ -289,6 +308,7 @@ def _network(context: Context, row: Row, descriptor: Descriptor, facts: Facts, n
         network.prepare()
         _wait_gone(context, requests)
         attached = network.attach(netns, requests)
+    failpoint("configure.links")
     facts = msgspec.structs.replace(
         facts,
         links=tuple(LinkFacts(a.name, a.link, a.index, a.mac, a.address) for a in attached),
@@ -304,13 +324,16 @@ def _network(context: Context, row: Row, descriptor: Descriptor, facts: Facts, n
             ),
         )
         boot.write_facts(context.paths, row.uuid, facts)
+        failpoint("configure.ports-noted")
         claims = [PortClaim(p.host_ip, p.host_port, p.protocol) for p in ports]
         context.claims.claim_ports(context.identity.id, row.uuid, claims)
+        failpoint("configure.ports-claimed")
         with step(row.name, "ports", Code.NETWORK):
             network.publish(
                 row.interfaces[0].address,
                 [PortRequest(p.host_ip, p.host_port, p.instance_port, p.protocol) for p in ports],
             )
+        failpoint("configure.ports")
     else:
         boot.write_facts(context.paths, row.uuid, facts)
     return facts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,12 +11,13 @@ from typing import TYPE_CHECKING
 from nativert.errors import Code, NativertError
 from nativert.isolation import cgroups
 from nativert.isolation.cgroups.driver import INIT, LAUNCHER, Driver
-from nativert.launcher.client import LauncherClient
+from nativert.launcher.client import Channel, LauncherClient
+from nativert.launcher.protocol import INIT_SOCKET
 from nativert.runtime.protocols import NetworkManager, Os
 from nativert.store.claims import Claims
 from nativert.store.durable import Store
 from nativert.store.identity import Identity, claim_block, open_identity
-from nativert.store.locks import InstanceLock
+from nativert.store.locks import InstanceLock, NodeLock
 from nativert.store.paths import Paths
 
 if TYPE_CHECKING:
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 # An operation waits for the one before it on the same instance: stop's grace, and a margin.
 _LOCK_TIMEOUT_S = 3700.0
+INIT_TIMEOUT_S = 40.0
 
 
 class Context:
@@ -35,16 +38,18 @@ class Context:
         here: bool,
         os: Os | None = None,
         network: Callable[[Identity], NetworkManager] | None = None,
+        claims: Claims | None = None,
     ) -> None:
         self.paths = Paths(root)
         self.paths.create()
-        self.claims = Claims()
+        self.claims = claims or Claims()
         self.identity = open_identity(self.paths, self.claims)
         self.store = Store(self.paths)
         self._here = here
         self._os = os
         self._make_network = network
         self._network: NetworkManager | None = None
+        self._mutex = threading.Lock()
 
     @property
     def name(self) -> str:
@@ -68,15 +73,17 @@ class Context:
     @property
     def network(self) -> NetworkManager:
         """Links, addresses and ports."""
-        if self._network is None:
-            if self._make_network is not None:
-                self._network = self._make_network(self.identity)
-            else:
-                from nativert.runtime.network import BridgeNetwork
+        # One for all threads: it has a thread and sockets of its own, which close must find.
+        with self._mutex:
+            if self._network is None:
+                if self._make_network is not None:
+                    self._network = self._make_network(self.identity)
+                else:
+                    from nativert.runtime.network import BridgeNetwork
 
-                subnet = str(self.identity.subnet)
-                self._network = BridgeNetwork(self.identity.tag, subnet, self.paths.run / "net")
-        return self._network
+                    subnet = str(self.identity.subnet)
+                    self._network = BridgeNetwork(self.identity.tag, subnet, self.paths.run / "net")
+            return self._network
 
     @functools.cached_property
     def images(self) -> Images:
@@ -101,6 +108,10 @@ class Context:
             here=self._here,
         )
 
+    def init(self, uuid: str, *, timeout_s: float = INIT_TIMEOUT_S) -> Channel:
+        """Connect to the init of an instance; OSError if it is not there."""
+        return Channel(self.paths.instance_run(uuid), INIT_SOCKET, timeout_s=timeout_s)
+
     @functools.cached_property
     def seccomp(self) -> Path:
         """The compiled filter, made once for each version of the profile."""
@@ -111,6 +122,10 @@ class Context:
     def lock(self, uuid: str) -> InstanceLock:
         """The lock that serialises the operations on one instance."""
         return InstanceLock(self.paths, uuid, timeout_s=_LOCK_TIMEOUT_S)
+
+    def host_lock(self, *, shared: bool) -> NodeLock:
+        """Shared by those who use what the node has on the host, held alone to remove it."""
+        return NodeLock(self.paths, "host", timeout_s=_LOCK_TIMEOUT_S, shared=shared)
 
     def more_blocks(self) -> tuple[int, ...]:
         """Claim another block of id ranges; NativertError(IDS_EXHAUSTED)."""

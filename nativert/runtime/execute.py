@@ -7,10 +7,9 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from nativert.errors import Code, NativertError
+from nativert.errors import Code, NativertError, StepError
 from nativert.fdu.descriptor import Descriptor
 from nativert.launcher.client import Channel, ReportedError
-from nativert.launcher.protocol import INIT_SOCKET
 from nativert.runtime import program
 from nativert.runtime.context import Context
 from nativert.runtime.users import User
@@ -86,8 +85,11 @@ def start(
     verb: str = "exec",
 ) -> ExecSession:
     """Start a `launcher.plan.Program` inside; NativertError with a shell's code."""
-    channel = Channel(context.paths.instance_run(row.uuid), INIT_SOCKET)
     master = None
+    try:
+        channel = context.init(row.uuid)
+    except OSError as e:
+        raise _unreachable(row, verb) from e
     try:
         message = {"verb": verb, "program": plan._asdict(), "terminal": terminal}
         _, fds = channel.call(message, () if terminal else stdio)
@@ -99,10 +101,17 @@ def start(
         if master is not None:
             os.close(master)
         raise exec_error(row, e) from e
-    except BaseException:
+    except BaseException as e:
         channel.close()
+        if isinstance(e, (OSError, EOFError)):
+            raise _unreachable(row, verb) from e
         raise
     return ExecSession(row, channel, master)
+
+
+def _unreachable(row: Row, verb: str) -> StepError:
+    gone = ConnectionError(errno.ECONNRESET, "its init is gone or does not answer")
+    return StepError(row.name, verb, gone, code=Code.RUN)
 
 
 def session_program(

@@ -2,96 +2,131 @@
 
 Nothing of another node or of the host is looked at twice: every name carries the tag. With
 no instance configured, what the node itself has on the host (bridge, table, sysctls,
-cgroups, launcher) is left over too.
+cgroups, launcher) is left over too. Other commands may be at work: traces are listed before
+the instances that they may belong to, and removed under the lock of that instance.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
-from nativert.errors import NativertError
-from nativert.fdu.states import State
+from nativert.errors import NativertError, UnknownInstanceError
 from nativert.isolation import process
-from nativert.isolation.cgroups.driver import INIT, LAUNCHER
+from nativert.isolation.cgroups.driver import LAUNCHER
 from nativert.runtime import observe as observing
+from nativert.runtime import release
 from nativert.runtime.context import Context
 from nativert.runtime.protocols import Attached
-from nativert.runtime.release import cgroup_name
 from nativert.runtime.views import Leftover
 from nativert.store import boot
 from nativert.store.durable import Row
 
+_CGROUP = release.cgroup_name("")
+
 
 @dataclass(frozen=True, slots=True)
-class _Find:
+class _Trace:
+    """Something of an instance; `uuid` is None where nothing tells of which."""
+
     kind: str
     name: str
+    uuid: str | None
     remove: Callable[[], None]
 
 
 def collect(context: Context, *, dry_run: bool) -> list[Leftover]:
     """Return what is left over; remove it unless *dry_run*."""
-    rows = {row.uuid: row for row in context.store.rows() if not row.corrupt}
-    if not dry_run:
-        for uuid in rows:
-            lock = context.lock(uuid)
-            if lock.try_acquire():
-                try:
-                    observing.settle(context, context.store.get(uuid))
-                finally:
-                    lock.release()
-    configured = {
-        uuid
-        for uuid, row in rows.items()
-        if observing.observe(context, row).state is not State.DEFINED
-        or boot.read_facts(context.paths, uuid) is not None
-    }
-    finds = [
-        *_processes(context, configured),
-        *_cgroups(context, configured),
-        *_links(context, configured, rows),
-        *_directories(context, set(rows), configured),
+    traces = [
+        *_processes(context),
+        *_cgroups(context),
+        *_links(context),
+        *_directories(context),
+        *_locks(context),
     ]
-    if not configured:
-        finds += _node(context)
-    return [_removed(find, dry_run=dry_run) for find in finds]
-
-
-def _removed(find: _Find, *, dry_run: bool) -> Leftover:
+    rows = context.store.rows()
     if not dry_run:
+        _settle(context, rows)
+    # A damaged row may be anybody's whose name it does not tell any more: nothing that is
+    # not known to be left over is touched then.
+    blind = any("uuid" in row.corrupt for row in rows)
+    links = {context.link_name(i.link): row.uuid for row in rows for i in row.interfaces}
+    configured = {row.uuid for row in rows if row.corrupt or _has_facts(context, row.uuid)}
+    known = {row.uuid for row in rows}
+    found = []
+    for trace in traces:
+        uuid = links.get(trace.name) if trace.kind == "link" else trace.uuid
+        kept = uuid in configured or (uuid in known and trace.kind in ("data", "lock"))
+        if not kept and not (blind and uuid not in known):
+            kind = "directory" if trace.kind == "data" else trace.kind
+            removed = not dry_run and _remove(context, trace, uuid)
+            found.append(Leftover(kind=kind, name=trace.name, removed=removed))
+    if not configured and not blind:
+        found += _node(context, dry_run=dry_run)
+    return found
+
+
+def _has_facts(context: Context, uuid: str) -> bool:
+    return boot.read_facts(context.paths, uuid) is not None
+
+
+def _settle(context: Context, rows: list[Row]) -> None:
+    for row in rows:
+        lock = context.lock(row.uuid)
+        if row.corrupt or not lock.try_acquire():
+            continue
         try:
-            find.remove()
-        except (OSError, NativertError):
-            return Leftover(kind=find.kind, name=find.name, removed=False)
-    return Leftover(kind=find.kind, name=find.name, removed=not dry_run)
+            observing.settle(context, context.store.get(row.uuid))
+        except UnknownInstanceError:
+            lock.forget()
+        except (NativertError, OSError):
+            continue  # Told by the next operation on it; the others are looked after.
+        finally:
+            lock.release()
 
 
-def _processes(context: Context, configured: set[str]) -> list[_Find]:
-    known = set()
-    for uuid in configured:
-        facts = boot.read_facts(context.paths, uuid)
-        if facts is None or facts.intent == "configure":
-            # Being made at this moment: its pid is not noted yet.
-            return []
-        known.add(facts.init_pid)
-    finds = []
-    for pid in context.driver.open(INIT).pids():
+def _remove(context: Context, trace: _Trace, uuid: str | None) -> bool:
+    if uuid is None:
+        return _done(trace.remove)
+    lock = context.lock(uuid)
+    if not lock.try_acquire():
+        return False
+    try:
+        context.store.get(uuid)
+    except UnknownInstanceError:
+        done = _done(trace.remove)
+        lock.forget()
+        return done
+    else:
+        # Configured since the traces were listed: then it is somebody's again.
+        return not _has_facts(context, uuid) and _done(trace.remove)
+    finally:
+        lock.release()
+
+
+def _done(remove: Callable[[], object]) -> bool:
+    try:
+        remove()
+    except (OSError, NativertError):
+        return False
+    return True
+
+
+def _processes(context: Context) -> Iterator[_Trace]:
+    for pid, uuid in release.inits(context).items():
         start = process.start_time(pid)
-        if pid not in known and start is not None:
-            finds.append(_Find("process", f"init {pid}", partial(process.kill, pid, start)))
-    return finds
+        # One that has only just been forked ends by itself if its launcher does.
+        if uuid is not None and start is not None:
+            yield _Trace("process", f"init {pid}", uuid, partial(process.kill, pid, start))
 
 
-def _cgroups(context: Context, configured: set[str]) -> list[_Find]:
-    kept = {cgroup_name(uuid) for uuid in configured}
-    return [
-        _Find("cgroup", f"{context.driver.parent}/{name}", partial(_remove_cgroup, context, name))
-        for name in context.driver.names()
-        if name not in kept
-    ]
+def _cgroups(context: Context) -> Iterator[_Trace]:
+    for name in context.driver.names():
+        uuid = name.removeprefix(_CGROUP)
+        path = f"{context.driver.parent}/{name}"
+        yield _Trace("cgroup", path, uuid, partial(_remove_cgroup, context, name))
 
 
 def _remove_cgroup(context: Context, name: str) -> None:
@@ -101,41 +136,50 @@ def _remove_cgroup(context: Context, name: str) -> None:
     cgroup.remove()
 
 
-def _links(context: Context, configured: set[str], rows: dict[str, Row]) -> list[_Find]:
-    kept = {
-        context.link_name(interface.link)
-        for uuid in configured
-        for interface in rows[uuid].interfaces
-    }
-    return [
-        _Find("link", link, partial(context.network.detach, [Attached("", link, 0, "", "")]))
-        for link in context.network.links()
-        if link not in kept
-    ]
+def _links(context: Context) -> Iterator[_Trace]:
+    for link in context.network.links():
+        attached = [Attached("", link, 0, "", "")]
+        yield _Trace("link", link, None, partial(context.network.detach, attached))
 
 
-def _directories(context: Context, known: set[str], configured: set[str]) -> list[_Find]:
-    paths = [
-        *(
-            context.paths.instance_run(u)
-            for u in context.paths.instances_run()
-            if u not in configured
-        ),
-        *(context.paths.instance_lib(u) for u in context.paths.instances_lib() if u not in known),
-    ]
-    return [_Find("directory", str(path), partial(context.os.remove_tree, path)) for path in paths]
+def _directories(context: Context) -> Iterator[_Trace]:
+    paths = context.paths
+    for uuid in paths.instances_run():
+        path = paths.instance_run(uuid)
+        yield _Trace("directory", str(path), uuid, partial(context.os.remove_tree, path))
+    for uuid in paths.instances_lib():
+        path = paths.instance_lib(uuid)
+        yield _Trace("data", str(path), uuid, partial(context.os.remove_tree, path))
 
 
-def _node(context: Context) -> list[_Find]:
-    finds = []
-    if context.driver.open(LAUNCHER).pids():
-        finds.append(_Find("process", "launcher", partial(_launcher, context)))
-    bridge = f"nrt-{context.identity.tag}"
-    if context.network.present():
-        finds.append(_Find("network", bridge, context.network.destroy))
-    if context.driver.exists():
-        finds.append(_Find("cgroup", context.driver.parent, context.driver.destroy))
-    return finds
+def _locks(context: Context) -> Iterator[_Trace]:
+    for uuid in context.paths.instances_locked():
+        # Removed by whoever holds it last and finds no such instance.
+        yield _Trace("lock", str(context.paths.instance_lock(uuid)), uuid, lambda: None)
+
+
+def _node(context: Context, *, dry_run: bool) -> Iterator[Leftover]:
+    lock = context.host_lock(shared=False)
+    if not lock.try_acquire():
+        return  # Somebody configures an instance: it is in use.
+    try:
+        if any(_has_facts(context, row.uuid) for row in context.store.rows()):
+            return
+        bridge = f"nrt-{context.identity.tag}"
+        for kind, name, there, remove in (
+            (
+                "process",
+                "launcher",
+                lambda: bool(context.driver.open(LAUNCHER).pids()),
+                partial(_launcher, context),
+            ),
+            ("network", bridge, context.network.present, context.network.destroy),
+            ("cgroup", context.driver.parent, context.driver.exists, context.driver.destroy),
+        ):
+            if there():
+                yield Leftover(kind=kind, name=name, removed=not dry_run and _done(remove))
+    finally:
+        lock.release()
 
 
 def _launcher(context: Context) -> None:

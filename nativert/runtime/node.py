@@ -7,32 +7,52 @@ state table, acts, and reports. References are UUIDs, unique prefixes of one, or
 
 from __future__ import annotations
 
+import time
 import uuid as uuids
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Final, Protocol, Self
 
-import msgspec
-
-from nativert.errors import Code, NativertError, StepError, TransitionError
+from nativert.errors import (
+    Code,
+    NativertError,
+    StepError,
+    TransitionError,
+    UnknownInstanceError,
+)
 from nativert.fdu import descriptor as descriptors
 from nativert.fdu import record as records
 from nativert.fdu.descriptor import Descriptor
 from nativert.fdu.states import Event, Operation, State, allowed, next_state
-from nativert.runtime import execute, logs, release
+from nativert.runtime import clean as cleaning
+from nativert.runtime import execute, logs
 from nativert.runtime import pause as pauses
 from nativert.runtime import run as runs
 from nativert.runtime import scale as scales
 from nativert.runtime.context import Context
 from nativert.runtime.execute import ExecSession
+from nativert.runtime.failpoints import failpoint
 from nativert.runtime.observe import Observed, observe, settle
 from nativert.runtime.protocols import NetworkManager, Os, Progress
 from nativert.runtime.stats import Monitor
 from nativert.runtime.views import Check, Figures, Instance, Leftover, LogLine
-from nativert.store import boot
 from nativert.store.durable import Row
 from nativert.store.identity import Identity
+from nativert.store.locks import InstanceLock
+
+# Of what the kernel refuses outside of the steps that name it.
+_CODES: Final = {
+    Operation.UNDEFINE: Code.UNDEFINE,
+    Operation.CONFIGURE: Code.CONFIGURE,
+    Operation.CLEAN: Code.CLEAN,
+    Operation.RUN: Code.RUN,
+    Operation.STOP: Code.STOP,
+    Operation.PAUSE: Code.PAUSE,
+    Operation.RESUME: Code.PAUSE,
+    Operation.SCALE: Code.SCALE,
+}
 
 
 class Reporter(Protocol):
@@ -58,8 +78,9 @@ class Node:
         os: Os | None = None,
         network: Callable[[Identity], NetworkManager] | None = None,
         reporter: Reporter | None = None,
+        context: Context | None = None,
     ) -> None:
-        self._context = Context(root, here=here, os=os, network=network)
+        self._context = context or Context(root, here=here, os=os, network=network)
         self._monitor = Monitor(self._context)
         self._reporter = reporter
 
@@ -100,6 +121,7 @@ class Node:
             more_blocks=context.more_blocks,
             event=("defined", "{}"),
         )
+        failpoint("define.stored")
         self._report(row, State.DEFINED)
         return self._monitor.row(Observed(row, State.DEFINED, None, None))
 
@@ -113,17 +135,12 @@ class Node:
 
     def clean(self, ref: str) -> Instance:
         """Remove all that configure made; the data stays until undefine."""
-        return self._operate(ref, Operation.CLEAN, self._clean)
 
-    def _clean(self, seen: Observed) -> Observed:
-        if seen.facts is None:
-            raise AssertionError(f"{seen.state} without facts")
-        facts = msgspec.structs.replace(seen.facts, intent="clean")
-        boot.write_facts(self._context.paths, seen.row.uuid, facts)
-        self._monitor.forget(seen.row.uuid)
-        release.everything(self._context, seen.row, facts)
-        row = self._context.store.update(seen.row.uuid, desired=State.DEFINED.value)
-        return Observed(row, State.DEFINED, None, seen.end)
+        def act(seen: Observed) -> Observed:
+            self._monitor.forget(seen.row.uuid)
+            return cleaning.clean(self._context, seen)
+
+        return self._operate(ref, Operation.CLEAN, act)
 
     def run(self, ref: str, *, env: Mapping[str, str] | None = None) -> Instance:
         """Start the application; *env* is added to the descriptor's."""
@@ -165,12 +182,7 @@ class Node:
 
     def undefine(self, ref: str) -> None:
         """Forget the instance: nothing of it is left."""
-        self._operate(ref, Operation.UNDEFINE, self._undefine)
-
-    def _undefine(self, seen: Observed) -> Observed:
-        release.data(self._context, seen.row)
-        self._context.store.delete(seen.row.uuid, event=("undefined", "{}"))
-        return Observed(seen.row, State.UNDEFINED, None, None)
+        self._operate(ref, Operation.UNDEFINE, lambda seen: cleaning.undefine(self._context, seen))
 
     def remove(self, ref: str, *, force: bool = False) -> None:
         """Take the edges down to UNDEFINED.
@@ -180,16 +192,14 @@ class Node:
         """
         row = self._context.store.find(ref)
         if row.corrupt:
-            self._context.store.discard(row.seq)
+            cleaning.discard(self._context, row)
             return
-        state = self._state(row)
-        if state in (State.RUNNING, State.PAUSED):
-            if force:
-                self._operate(row.uuid, None, self._force)
-            else:
-                self.stop(row.uuid)
-            state = self._state(row)
-        if state is State.CONFIGURED:
+        if force:
+            self._operate(row.uuid, None, self._force)
+        state = self._operate(row.uuid, None, lambda seen: seen).state
+        if state in (State.RUNNING.value, State.PAUSED.value):
+            state = self.stop(row.uuid).state
+        if state == State.CONFIGURED.value:
             self.clean(row.uuid)
         self.undefine(row.uuid)
 
@@ -199,9 +209,6 @@ class Node:
         elif seen.state is not State.RUNNING:
             return seen
         return runs.force(self._context, seen)
-
-    def _state(self, row: Row) -> State:
-        return observe(self._context, row).state
 
     # -- the application ---------------------------------------------------------------
 
@@ -216,14 +223,16 @@ class Node:
     def wait(self, ref: str, *, timeout_s: float | None = None) -> Instance:
         """Wait until the application has ended; NativertError(TIMEOUT)."""
         row = self._context.store.find(ref)
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
         seen = observe(self._context, row)
-        if seen.state in (State.RUNNING, State.PAUSED, State.SCALING):
-            if not runs.follow(self._context, seen, timeout_s):
+        while seen.state in (State.RUNNING, State.PAUSED, State.SCALING):
+            left_s = None if deadline is None else max(0.0, deadline - time.monotonic())
+            if not runs.follow(self._context, seen, left_s):
                 raise NativertError(
                     f"{row.name}: still runs after {timeout_s:g} s", code=Code.TIMEOUT
                 )
-            with self._context.lock(row.uuid):
-                seen = settle(self._context, self._context.store.get(row.uuid))
+            with self._locked(row) as (_, row):
+                seen = settle(self._context, row)
         return self._monitor.row(seen)
 
     def exec(
@@ -278,23 +287,35 @@ class Node:
             return seen
         lock = self._context.lock(row.uuid)
         if not lock.try_acquire():
-            return seen
+            # What looks lost may be what an operation is just removing: the row tells.
+            return observe(self._context, self._context.store.get(row.uuid))
         try:
             return settle(self._context, self._context.store.get(row.uuid))
-        except StepError:
+        except UnknownInstanceError:
+            lock.forget()
+            raise
+        except (StepError, OSError):
             return seen  # What cannot be released now is told by the next operation.
         finally:
             lock.release()
+
+    def _looks(self) -> Iterator[Observed]:
+        for row in self._context.store.rows():
+            if row.corrupt:
+                continue
+            try:
+                yield self._look(row)
+            except UnknownInstanceError:
+                continue  # Undefined meanwhile.
 
     def stats(self, refs: Sequence[str] | None = None) -> list[Figures]:
         """Return the figures of the given instances, or of all that run."""
         store = self._context.store
         if refs:
             return [self._monitor.figures(self._look(store.find(ref))) for ref in refs]
-        looks = (self._look(row) for row in store.rows() if not row.corrupt)
         return [
             self._monitor.figures(seen)
-            for seen in looks
+            for seen in self._looks()
             if seen.state in (State.RUNNING, State.PAUSED, State.SCALING)
         ]
 
@@ -328,23 +349,41 @@ class Node:
         act: Callable[[Observed], Observed],
     ) -> Instance:
         context = self._context
-        row = context.store.find(ref)
-        with context.lock(row.uuid) as lock:
-            # Found again: it may have been undefined while we waited.
-            seen = settle(context, context.store.get(row.uuid))
+        with self._locked(context.store.find(ref)) as (lock, row):
             try:
+                seen = settle(context, row)
                 if operation is not None:
                     next_state(seen.state, operation)
                 after = act(seen)
             except NativertError as e:
-                if self._reporter is not None:
-                    self._reporter.write_fdu_error(row.fdu, row.uuid, e.code.fog05, e.message)
-                    self._report(row, self._state(context.store.get(row.uuid)))
+                self._failed(row, e)
                 raise
+            except OSError as e:
+                word = "remove" if operation is None else operation.value
+                code = Code.FAILED if operation is None else _CODES[operation]
+                error = StepError(row.name, word, e, code=code)
+                self._failed(row, error)
+                raise error from e
             if after.state is State.UNDEFINED:
                 lock.forget()
         self._report(row, after.state)
         return self._monitor.row(after)
+
+    @contextmanager
+    def _locked(self, row: Row) -> Iterator[tuple[InstanceLock, Row]]:
+        with self._context.lock(row.uuid) as lock:
+            try:
+                # Found again: it may have been undefined while we waited.
+                row = self._context.store.get(row.uuid)
+            except UnknownInstanceError:
+                lock.forget()
+                raise
+            yield lock, row
+
+    def _failed(self, row: Row, error: NativertError) -> None:
+        if self._reporter is not None:
+            self._reporter.write_fdu_error(row.fdu, row.uuid, error.code.fog05, error.message)
+            self._report(row, observe(self._context, self._context.store.get(row.uuid)).state)
 
     def _report(self, row: Row, state: State) -> None:
         if self._reporter is not None:
@@ -354,5 +393,4 @@ class Node:
 
     def list(self) -> list[Instance]:
         """Return every instance, in the order of definition."""
-        rows = [row for row in self._context.store.rows() if not row.corrupt]
-        return [self._monitor.row(self._look(row)) for row in rows]
+        return [self._monitor.row(seen) for seen in self._looks()]

@@ -7,21 +7,27 @@ operation that its process did not live to finish.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 import msgspec
 
+from nativert.errors import Code, StepError
 from nativert.fdu.states import Event, State, next_state
 from nativert.isolation import process
-from nativert.launcher.client import Channel, ReportedError
-from nativert.launcher.protocol import INIT_SOCKET
+from nativert.launcher.client import ReportedError
+from nativert.launcher.protocol import Message
 from nativert.runtime import limits as limits_of
 from nativert.runtime import release, verdict
 from nativert.runtime.context import Context
+from nativert.runtime.failpoints import failpoint
 from nativert.runtime.views import End
 from nativert.store import boot
-from nativert.store.boot import Facts
+from nativert.store.boot import ExitFacts, Facts
 from nativert.store.durable import Row
+
+_WITH_APPLICATION = (State.RUNNING, State.PAUSED, State.SCALING)
+_STATUS_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,57 +55,104 @@ def observe(context: Context, row: Row) -> Observed:
     if state is State.DEFINED:
         return Observed(row, state, facts, end)
     if state in _WITH_APPLICATION or facts.intent == "run":
-        ended = boot.read_exit(context.paths, row.uuid)
-        if ended is not None and ended.run == facts.run:
-            told = verdict.of_exit(
-                ended, stopping=facts.intent == "stop", memory_max=_memory_max(row)
-            )
-            after = Event.APPLICATION_ENDED if state in _WITH_APPLICATION else None
-            return Observed(row, State.CONFIGURED, facts, told, after)
-    if not process.alive(facts.init_pid, facts.init_start):
-        lost = verdict.init_lost(facts.started_at)
-        return Observed(row, next_state(state, Event.INIT_LOST), facts, lost, Event.INIT_LOST)
+        return _with_application(context, row, facts, state)
+    if process.alive(facts.init_pid, facts.init_start):
+        return Observed(row, state, facts, end)
+    if facts.intent == "clean":
+        # Its end was asked for, and is not what the instance is to be remembered by.
+        return Observed(row, State.DEFINED, facts, end)
+    return _lost(row, facts, state)
+
+
+def _with_application(context: Context, row: Row, facts: Facts, state: State) -> Observed:
+    ended = boot.read_exit(context.paths, row.uuid)
+    if ended is None or ended.run != facts.run:
+        # An end of an earlier run says nothing about this one.
+        ended = None
+        pid, start = facts.details.get("pid"), facts.details.get("start")
+        if not (isinstance(pid, int) and isinstance(start, int) and process.alive(pid, start)):
+            if not process.alive(facts.init_pid, facts.init_start):
+                return _lost(row, facts, state)
+            if state in _WITH_APPLICATION:
+                try:
+                    ended = _end_told_by_init(context, row, facts)
+                except FileNotFoundError:
+                    return _lost(row, facts, state)
+    if ended is not None:
+        stopping, limits = facts.intent == "stop", limits_of.decode(row.limits)
+        memory_max = None if limits is None else limits.memory_max
+        told = verdict.of_exit(ended, stopping=stopping, memory_max=memory_max)
+        return Observed(row, State.CONFIGURED, facts, told, Event.APPLICATION_ENDED)
     if state is State.SCALING:
-        return Observed(row, state, facts, end, Event.SCALE_INTERRUPTED)
-    return Observed(row, state, facts, end)
+        return Observed(row, state, facts, None, Event.SCALE_INTERRUPTED)
+    return Observed(row, state, facts, None)
 
 
-_WITH_APPLICATION = (State.RUNNING, State.PAUSED, State.SCALING)
+def _lost(row: Row, facts: Facts, state: State) -> Observed:
+    lost = verdict.init_lost(facts.started_at)
+    return Observed(row, next_state(state, Event.INIT_LOST), facts, lost, Event.INIT_LOST)
 
 
-def _memory_max(row: Row) -> int | None:
-    limits = limits_of.decode(row.limits)
-    return None if limits is None else limits.memory_max
+def _end_told_by_init(context: Context, row: Row, facts: Facts) -> ExitFacts | None:
+    """Ask init for an end that is not in exit.json: no room, or removed, or damaged.
+
+    None if the application has not ended for init; FileNotFoundError if init has no socket
+    any more, and with it no use.
+    """
+    status = _status(context, row)
+    if status is None or (status["state"] != "idle" and status.get("run") == facts.run):
+        return None
+    try:
+        told = msgspec.convert(status.get("end"), ExitFacts)
+    except msgspec.ValidationError:
+        told = None
+    if told is not None and told.run == facts.run:
+        return told
+    return ExitFacts(run=facts.run, boot_id=facts.boot_id, pid=0, cause="unknown")
+
+
+def _status(context: Context, row: Row) -> Message | None:
+    """Return what init says of the application; None if it does not answer now."""
+    try:
+        with context.init(row.uuid, timeout_s=_STATUS_TIMEOUT_S) as channel:
+            status, fds = channel.call({"verb": "status", "pidfd": True})
+    except (FileNotFoundError, ConnectionRefusedError) as e:
+        raise FileNotFoundError(
+            e.errno, e.strerror, str(context.paths.instance_run(row.uuid))
+        ) from e
+    except (OSError, EOFError, ReportedError):
+        return None
+    for fd in fds:
+        status["host_pid"] = process.host_pid(fd)
+        os.close(fd)
+    return status
 
 
 def settle(context: Context, row: Row) -> Observed:
     """Note what has happened and finish or undo what was interrupted; holds the lock.
 
-    Returns the state from which an operation may start.
+    Returns the state from which an operation may start. Raises StepError for what cannot
+    be released.
     """
     seen = observe(context, row)
     facts = seen.facts
     if facts is None:
-        if seen.event is None:
+        if seen.event is None and not os.path.lexists(context.paths.instance_run(row.uuid)):
             return seen
+        release.everything(context, row, None)
         return _noted(context, seen, State.DEFINED)
     if seen.event is Event.INIT_LOST or facts.intent in ("configure", "clean"):
         # What configure had made goes; what clean had left goes too.
         release.everything(context, row, facts)
         return _noted(context, seen, State.DEFINED)
-    if seen.event is Event.APPLICATION_ENDED or (facts.intent == "run" and seen.end is not None):
+    if seen.event is Event.APPLICATION_ENDED:
         return application_ended(context, seen)
     if facts.intent == "run":
         return _after_run(context, seen)
     if seen.state is State.SCALING:
         return _after_scale(context, seen)
     if facts.intent in ("pause", "resume"):
-        frozen = context.driver.open(facts.cgroup).frozen()
-        state = State.PAUSED if frozen else State.RUNNING
-        if not frozen:
-            # A freeze that was under way must not take hold later.
-            context.driver.open(facts.cgroup).thaw()
-        return _with_state(context, seen, state)
+        return _with_state(context, seen, _after_switch(context, facts))
     if facts.intent is not None:
         return _with_state(context, seen, seen.state)
     return seen
@@ -110,15 +163,17 @@ def application_ended(context: Context, seen: Observed) -> Observed:
     facts = seen.facts
     if facts is None or seen.end is None:
         raise AssertionError("an end has facts and a verdict")
-    if facts.state == State.PAUSED.value:
+    if facts.state == State.PAUSED.value or facts.intent in ("pause", "resume"):
         # Killed while frozen: the next run starts in a cgroup that is thawed.
-        context.driver.open(facts.cgroup).thaw()
+        _thaw(context, facts)
     row = context.store.update(
         seen.row.uuid,
         desired=State.CONFIGURED.value,
+        run_count=facts.run,
         end=verdict.encode(seen.end),
         event=("ended", verdict.encode(seen.end)),
     )
+    failpoint("end.stored")
     noted = msgspec.structs.replace(
         facts, state=State.CONFIGURED.value, intent=None, started_at=None
     )
@@ -140,20 +195,44 @@ def _with_state(context: Context, seen: Observed, state: State) -> Observed:
     return Observed(seen.row, state, facts, seen.end)
 
 
+def _thaw(context: Context, facts: Facts) -> None:
+    try:
+        context.driver.open(facts.cgroup).thaw()
+    except FileNotFoundError:
+        pass  # Removed from outside: nothing in it is frozen.
+
+
+def _after_switch(context: Context, facts: Facts) -> State:
+    try:
+        frozen = context.driver.open(facts.cgroup).frozen()
+    except FileNotFoundError:
+        return State.RUNNING
+    if frozen:
+        return State.PAUSED
+    # A freeze that was under way must not take hold later.
+    _thaw(context, facts)
+    return State.RUNNING
+
+
 def _after_run(context: Context, seen: Observed) -> Observed:
     # Whoever ran it died between asking init and noting the answer. Init knows.
     facts = seen.facts
     if facts is None:
         raise AssertionError("an intent stands in facts")
     try:
-        with Channel(context.paths.instance_run(seen.row.uuid), INIT_SOCKET) as channel:
-            status, _ = channel.call({"verb": "status"})
-    except (OSError, EOFError, ReportedError):
-        return _with_state(context, seen, State.CONFIGURED)
+        status = _status(context, seen.row)
+    except FileNotFoundError:
+        release.everything(context, seen.row, facts)
+        lost = Observed(seen.row, State.DEFINED, facts, verdict.init_lost(None))
+        return _noted(context, lost, State.DEFINED)
+    if status is None:
+        late = TimeoutError(110, "its init does not answer")
+        raise StepError(seen.row.name, "run", late, code=Code.RUN)
     if status["state"] == "idle" or status.get("run") != facts.run:
         return _with_state(context, seen, State.CONFIGURED)
-    running = msgspec.structs.replace(facts, started_at=status["started_at"])
-    return _with_state(context, Observed(seen.row, seen.state, running, seen.end), State.RUNNING)
+    details = facts.details | {"pid": status.get("host_pid"), "start": status["start"]}
+    running = msgspec.structs.replace(facts, started_at=status["started_at"], details=details)
+    return _with_state(context, Observed(seen.row, seen.state, running, None), State.RUNNING)
 
 
 def _after_scale(context: Context, seen: Observed) -> Observed:
@@ -161,5 +240,8 @@ def _after_scale(context: Context, seen: Observed) -> Observed:
         raise AssertionError("SCALING stands in facts")
     before = limits_of.decode(seen.row.limits)
     if before is not None:
-        context.driver.open(seen.facts.cgroup).apply(before)
+        try:
+            context.driver.open(seen.facts.cgroup).apply(before)
+        except FileNotFoundError:
+            pass  # Removed from outside: there is nothing to limit.
     return _with_state(context, seen, State.RUNNING)

@@ -7,6 +7,7 @@ one StepError with everything that failed.
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import struct
@@ -14,14 +15,16 @@ from collections.abc import Callable
 
 from nativert.errors import Code, StepError
 from nativert.isolation import process
+from nativert.isolation.cgroups.driver import INIT
 from nativert.launcher.client import Channel
-from nativert.launcher.protocol import INIT_SOCKET
 from nativert.runtime.context import Context
+from nativert.runtime.failpoints import failpoint
 from nativert.runtime.protocols import Attached
 from nativert.store.boot import Facts
 from nativert.store.durable import Row
 
 _INIT_TIMEOUT_S = 10.0
+_SERVED = re.compile(r"/i/([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})(?: \(deleted\))?\Z")
 
 
 def cgroup_name(uuid: str) -> str:
@@ -36,8 +39,11 @@ def attached(facts: Facts) -> tuple[Attached, ...]:
     )
 
 
-def everything(context: Context, row: Row, facts: Facts) -> None:
-    """Release init, network, ports, cgroup, image, run directory and facts of an instance."""
+def everything(context: Context, row: Row, facts: Facts | None) -> None:
+    """Release init, network, ports, cgroup, image, run directory and facts of an instance.
+
+    Without *facts* (of another boot, damaged, or removed) it goes by what the row was given.
+    """
     failures: list[Exception] = []
 
     def attempt(step: Callable[[], None]) -> None:
@@ -47,10 +53,13 @@ def everything(context: Context, row: Row, facts: Facts) -> None:
             failures.append(e)
 
     # Cut off first: what still runs must not answer for an address that is given away.
-    if row.interfaces and facts.details.get("network", True):
+    if row.interfaces and (facts is None or facts.details.get("network", True)):
         attempt(lambda: _network(context, row, facts))
+    attempt(lambda: failpoint("release.network"))
     attempt(lambda: _init(context, row, facts))
+    attempt(lambda: failpoint("release.init"))
     attempt(lambda: context.driver.open(cgroup_name(row.uuid)).remove())
+    attempt(lambda: failpoint("release.cgroup"))
     # What configure unpacked; the next one asks again what the image is.
     image = context.paths.instance_lib(row.uuid) / "image"
     attempt(lambda: context.os.remove_tree(image))
@@ -61,14 +70,13 @@ def everything(context: Context, row: Row, facts: Facts) -> None:
     context.os.remove_tree(context.paths.instance_run(row.uuid))
 
 
-def _network(context: Context, row: Row, facts: Facts) -> None:
-    for interface in row.interfaces:
-        if facts.ports:
+def _network(context: Context, row: Row, facts: Facts | None) -> None:
+    if facts is None or facts.ports:
+        for interface in row.interfaces:
             context.network.withdraw(interface.address)
-    if facts.ports:
         context.claims.release_ports(context.identity.id, row.uuid)
-    links = attached(facts)
-    if not links and facts.intent == "configure":
+    links = () if facts is None else attached(facts)
+    if not links:
         # It may have been interrupted before it could note what the kernel gave it.
         present = set(context.network.links())
         links = tuple(
@@ -79,31 +87,57 @@ def _network(context: Context, row: Row, facts: Facts) -> None:
     context.network.detach(links)
 
 
-def _init(context: Context, row: Row, facts: Facts) -> None:
-    directory = context.paths.instance_run(row.uuid)
+def _init(context: Context, row: Row, facts: Facts | None) -> None:
     cgroup = context.driver.open(cgroup_name(row.uuid))
-    pidfd = None
-    if facts.init_pid is not None and facts.init_start is not None:
+    pidfd, leaves = None, False
+    if facts is not None and facts.init_pid is not None and facts.init_start is not None:
         pidfd = process.open_pidfd(facts.init_pid, facts.init_start)
     try:
-        with Channel(directory, INIT_SOCKET, timeout_s=_INIT_TIMEOUT_S) as channel:
+        with context.init(row.uuid, timeout_s=_INIT_TIMEOUT_S) as channel:
             if pidfd is None:
                 pidfd = _peer_pidfd(channel)
             channel.call({"verb": "release"})
+            leaves = True
     except (OSError, EOFError):
         pass  # Not there, or it ended at the word: the pidfd tells which.
+    if pidfd is None:
+        pidfd = _found(context, row.uuid)
     if cgroup.populated():
         # A frozen process dies of init's kill only once it is thawed (v1).
         cgroup.kill()
     if pidfd is None:
         return
     try:
-        if not process.wait_end(pidfd, _INIT_TIMEOUT_S):
+        if not leaves or not process.wait_end(pidfd, _INIT_TIMEOUT_S):
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
             if not process.wait_end(pidfd, _INIT_TIMEOUT_S):
                 raise TimeoutError("init does not end: a process in it waits for the kernel")
+    except ProcessLookupError:
+        pass  # Ended and reaped, which is what was wanted.
     finally:
         os.close(pidfd)
+
+
+def inits(context: Context) -> dict[int, str | None]:
+    """Return every init of this node by pid, with the instance that it serves.
+
+    By its open run directory, which it keeps when the directory is removed; None for one
+    that has only just been forked.
+    """
+    found: dict[int, str | None] = {}
+    for pid in context.driver.open(INIT).pids():
+        served = (_SERVED.search(target) for target in process.open_files(pid))
+        found[pid] = next((match[1] for match in served if match), None)
+    return found
+
+
+def _found(context: Context, uuid: str) -> int | None:
+    # Noted nowhere, or its socket was taken away: it still is in the node's own cgroup.
+    for pid, serves in inits(context).items():
+        start = process.start_time(pid)
+        if serves == uuid and start is not None:
+            return process.open_pidfd(pid, start)
+    return None
 
 
 def _peer_pidfd(channel: Channel) -> int | None:

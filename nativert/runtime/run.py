@@ -7,7 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -16,16 +16,17 @@ from nativert.fdu import descriptor as descriptors
 from nativert.fdu.states import Event, State
 from nativert.isolation import process
 from nativert.launcher.client import Channel, ReportedError
-from nativert.launcher.protocol import INIT_SOCKET
 from nativert.runtime import execute, program, verdict
 from nativert.runtime.context import Context
-from nativert.runtime.observe import Observed, application_ended, observe
+from nativert.runtime.failpoints import failpoint
+from nativert.runtime.observe import Observed, application_ended, observe, settle
 from nativert.runtime.users import User
 from nativert.store import boot
 from nativert.store.boot import Facts
 
 # After SIGKILL a process ends as soon as it leaves the kernel; more than this is a stuck one.
 _KILL_TIMEOUT_S = 10.0
+_KILL_ALL: Final[dict[str, object]] = {"signal": int(signal.SIGKILL), "all": True}
 
 
 def run(context: Context, seen: Observed, *, env: Mapping[str, str] | None = None) -> Observed:
@@ -39,11 +40,11 @@ def run(context: Context, seen: Observed, *, env: Mapping[str, str] | None = Non
     number = facts.run + 1
     intended = msgspec.structs.replace(facts, run=number, intent="run")
     boot.write_facts(context.paths, row.uuid, intended)
+    failpoint("run.intent")
     message = {"verb": "run", "run": number, "program": plan._asdict()}
     try:
-        with Channel(context.paths.instance_run(row.uuid), INIT_SOCKET) as channel:
+        with context.init(row.uuid) as channel:
             answer, fds = channel.call(message)
-            running_pid = _host_pid(fds[0])
     except ReportedError as e:
         _withdraw(context, row.uuid, facts, number)
         error = execute.exec_error(row, e)
@@ -53,16 +54,37 @@ def run(context: Context, seen: Observed, *, env: Mapping[str, str] | None = Non
     except (OSError, EOFError) as e:
         # Whether it was started is init's to say: the next look settles it.
         raise StepError(row.name, "run", e, code=Code.RUN) from e
-    running = msgspec.structs.replace(
-        intended,
-        state=State.RUNNING.value,
-        intent=None,
-        started_at=answer["started_at"],
-        details=facts.details | {"pid": running_pid, "env": dict(env or {})},
-    )
-    boot.write_facts(context.paths, row.uuid, running)
-    row = context.store.update(row.uuid, desired=State.RUNNING.value, run_count=number, end=None)
+    try:
+        failpoint("run.started")
+        known = {"pid": _host_pid(fds[0]), "start": answer["start"], "env": dict(env or {})}
+        running = msgspec.structs.replace(
+            intended,
+            state=State.RUNNING.value,
+            intent=None,
+            started_at=answer["started_at"],
+            details=facts.details | known,
+        )
+        boot.write_facts(context.paths, row.uuid, running)
+        failpoint("run.noted")
+        row = context.store.update(
+            row.uuid, desired=State.RUNNING.value, run_count=number, end=None
+        )
+    except BaseException:
+        # What cannot be noted must not run: nobody would know of it after a reboot.
+        _take_back(context, row.uuid, facts, number)
+        raise
     return Observed(row, State.RUNNING, running, None)
+
+
+def _take_back(context: Context, uuid: str, facts: Facts, number: int) -> None:
+    try:
+        with context.init(uuid) as channel:
+            status, _ = channel.call({"verb": "status", "follow": True})
+            if status["state"] != "idle" and not _signal(channel, _KILL_ALL):
+                _ended(channel, _KILL_TIMEOUT_S)
+        _withdraw(context, uuid, facts, number)
+    except (OSError, EOFError):
+        pass  # Told is why the run failed; what stands now is settled by the next look.
 
 
 def _host_pid(pidfd: int) -> int:
@@ -92,16 +114,24 @@ def stop(context: Context, seen: Observed) -> Observed:
 
 def force(context: Context, seen: Observed) -> Observed:
     """Kill everything at once, a frozen application too: kill first, then thaw."""
-    return _end(context, seen, signal.SIGKILL, 0.0)
+    try:
+        return _end(context, seen, signal.SIGKILL, 0.0)
+    except StepError:
+        # With its init gone it has ended too; what is left of it goes here.
+        after = settle(context, context.store.get(seen.row.uuid))
+        if after.state in (State.RUNNING, State.PAUSED):
+            raise
+        return after
 
 
 def _end(context: Context, seen: Observed, number: int, grace_s: float) -> Observed:
     row, facts = seen.row, _facts(seen)
     stopping = msgspec.structs.replace(facts, intent="stop")
     boot.write_facts(context.paths, row.uuid, stopping)
+    failpoint("stop.intent")
     frozen = seen.state is State.PAUSED
     try:
-        with Channel(context.paths.instance_run(row.uuid), INIT_SOCKET) as channel:
+        with context.init(row.uuid) as channel:
             status, _ = channel.call({"verb": "status", "follow": True})
             if status["state"] != "idle":
                 _signal_and_wait(context, channel, facts, number, grace_s, frozen=frozen)
@@ -109,6 +139,7 @@ def _end(context: Context, seen: Observed, number: int, grace_s: float) -> Obser
         pass  # Init is gone: what observe finds below.
     except (OSError, ReportedError) as e:
         raise StepError(row.name, "stop", e, code=Code.STOP) from e
+    failpoint("stop.ended")
     after = observe(context, row)
     if after.event is Event.APPLICATION_ENDED:
         return application_ended(context, after)
@@ -137,7 +168,7 @@ def _signal_and_wait(
         if _ended(channel, deadline - time.monotonic()):
             return
     channel.sock.settimeout(_KILL_TIMEOUT_S)
-    if _signal(channel, {"signal": int(signal.SIGKILL), "all": True}):
+    if _signal(channel, _KILL_ALL):
         return
     if frozen:
         # v1: the signal takes effect at the thaw; v2: it has already.
@@ -162,7 +193,7 @@ def _ended(channel: Channel, timeout_s: float) -> bool:
 def send_signal(context: Context, seen: Observed, number: int) -> None:
     """Send one signal to the application's first process."""
     try:
-        with Channel(context.paths.instance_run(seen.row.uuid), INIT_SOCKET) as channel:
+        with context.init(seen.row.uuid) as channel:
             channel.call({"verb": "signal", "signal": number})
     except ReportedError as e:
         raise NativertError(f"{seen.row.name}: {e}", code=Code.STOP) from e
@@ -175,7 +206,7 @@ def send_signal(context: Context, seen: Observed, number: int) -> None:
 def follow(context: Context, seen: Observed, timeout_s: float | None) -> bool:
     """Wait until the application has ended or its init is gone; False after *timeout_s*."""
     try:
-        with Channel(context.paths.instance_run(seen.row.uuid), INIT_SOCKET) as channel:
+        with context.init(seen.row.uuid) as channel:
             status, _ = channel.call({"verb": "status", "follow": True})
             if status["state"] == "idle":
                 return True

@@ -14,8 +14,11 @@ from nativert.isolation.cgroups.driver import Cgroup, UnenforceableError
 from nativert.isolation.cgroups.limits import Limits
 from nativert.runtime import limits as limits_of
 from nativert.runtime.context import Context
+from nativert.runtime.failpoints import failpoint
 from nativert.runtime.observe import Observed
 from nativert.store import boot
+from nativert.store.boot import Facts
+from nativert.store.durable import Row
 
 _RECLAIM_TIMEOUT_S = 2.0
 _MIB = 1 << 20
@@ -43,20 +46,32 @@ def scale(
         context.paths, row.uuid, msgspec.structs.replace(facts, state=State.SCALING.value)
     )
     try:
+        failpoint("scale.intent")
         if shrinks and force:
             _reclaim(context, cgroup, before, wanted)
         cgroup.apply(wanted)
+        failpoint("scale.applied")
         row = context.store.update(row.uuid, limits=limits_of.encode(wanted))
-    except BaseException as e:
-        cgroup.apply(before)
+        failpoint("scale.stored")
         boot.write_facts(context.paths, row.uuid, facts)
+    except BaseException as e:
+        _scale_back(context, row, cgroup, before, facts)
         if isinstance(e, OSError):
             raise StepError(
                 row.name, "scale", e, code=Code.SCALE, hint="every limit is as it was before"
             ) from e
         raise
-    boot.write_facts(context.paths, row.uuid, facts)
     return Observed(row, State.RUNNING, facts, seen.end)
+
+
+def _scale_back(context: Context, row: Row, cgroup: Cgroup, before: Limits, facts: Facts) -> None:
+    try:
+        if row.limits != limits_of.encode(before):
+            context.store.update(row.uuid, limits=limits_of.encode(before))
+        cgroup.apply(before)
+        boot.write_facts(context.paths, row.uuid, facts)
+    except (OSError, NativertError):
+        pass  # SCALING stands in the facts: the next look writes the limits again.
 
 
 def _refuse_under_working_set(name: str, cgroup: Cgroup, memory_max: int) -> None:

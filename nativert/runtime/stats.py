@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 
 import msgspec
@@ -23,6 +24,8 @@ class Monitor:
 
     def __init__(self, context: Context) -> None:
         self._context = context
+        # A sampler must not be closed by one thread while another one reads from it.
+        self._mutex = threading.RLock()
         self._samplers: dict[str, Sampler] = {}
         self._before: dict[str, tuple[int, float, int]] = {}
 
@@ -43,10 +46,11 @@ class Monitor:
 
     def forget(self, uuid: str) -> None:
         """Close what is kept for an instance."""
-        self._before.pop(uuid, None)
-        sampler = self._samplers.pop(uuid, None)
-        if sampler is not None:
-            sampler.close()
+        with self._mutex:
+            self._before.pop(uuid, None)
+            sampler = self._samplers.pop(uuid, None)
+            if sampler is not None:
+                sampler.close()
 
     def close(self) -> None:
         """Close everything."""
@@ -68,7 +72,9 @@ class Monitor:
 
     def row(self, seen: Observed) -> Instance:
         """Return the row that ps shows."""
-        usage = self._usage(seen)
+        with self._mutex:
+            usage = self._usage(seen)
+            cpu_ratio = None if usage is None else self._cpu_ratio(seen, usage)
         pid = None
         uptime_s = None
         if usage is not None and seen.facts is not None:
@@ -83,7 +89,7 @@ class Monitor:
             state=seen.state.value,
             node=self._context.name,
             pid=pid,
-            cpu_ratio=None if usage is None else self._cpu_ratio(seen, usage),
+            cpu_ratio=cpu_ratio,
             memory_bytes=None if usage is None else usage.working_set_bytes,
             pids=None if usage is None else usage.pids,
             uptime_s=uptime_s,
@@ -92,7 +98,9 @@ class Monitor:
 
     def figures(self, seen: Observed) -> Figures:
         """Return everything that is measured; None where unknown."""
-        usage = self._usage(seen)
+        with self._mutex:
+            usage = self._usage(seen)
+            cpu_ratio = None if usage is None else self._cpu_ratio(seen, usage)
         bare = Figures(instance=seen.row.uuid, name=seen.row.name, state=seen.state.value)
         if usage is None or seen.facts is None:
             return bare
@@ -107,7 +115,7 @@ class Monitor:
                 pass  # A link taken from outside has no figures.
         return msgspec.structs.replace(
             bare,
-            cpu_ratio=self._cpu_ratio(seen, usage),
+            cpu_ratio=cpu_ratio,
             cpu_ns=usage.cpu_ns,
             throttled_ns=usage.throttled_ns,
             memory_bytes=usage.working_set_bytes,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from typing import Literal
 
 import msgspec
 
 from nativert.runtime.views import End
-from nativert.store.boot import ExitFacts
+from nativert.store.boot import ExecError, ExitFacts
 
 
 def signal_name(number: int) -> str:
@@ -25,8 +26,12 @@ def _bytes(count: int) -> str:
 
 def of_exit(facts: ExitFacts, *, stopping: bool, memory_max: int | None) -> End:
     """Return the end that exit.json tells; *stopping* when we asked for it."""
+    if facts.cause == "exec-failed":
+        return exec_failed(_never(facts.error))
     name = signal_name(facts.signal) if facts.signal is not None else None
-    if facts.cause == "oom":
+    if facts.cause == "unknown":
+        message = "ended, and nothing tells how"
+    elif facts.cause == "oom":
         limit = f" of {_bytes(memory_max)}" if memory_max else ""
         peak = f", peak {_bytes(facts.peak_bytes)}" if facts.peak_bytes else ""
         message = f"killed by the OOM killer at its memory limit{limit}{peak}"
@@ -55,6 +60,13 @@ def _reason(facts: ExitFacts, *, stopping: bool) -> Literal["exited", "signal", 
     if stopping:
         return "stopped"
     return "signal" if facts.signal is not None else "exited"
+
+
+def _never(error: ExecError | None) -> str:
+    if error is None:
+        return "could not be executed"
+    where = f": {error.path}" if error.path else ""
+    return f"{error.step}: {os.strerror(error.errno)}{where}"
 
 
 def exec_failed(message: str) -> End:

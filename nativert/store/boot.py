@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import os
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, Final, TypeVar
 
 import msgspec
 
@@ -18,6 +18,8 @@ from nativert.store.paths import Paths
 
 FACTS = "boot.json"
 EXIT = "exit.json"
+# Those in which an instance has something of this boot. Another word is damage.
+_STATES: Final = "^(DEFINED|CONFIGURED|RUNNING|PAUSED|SCALING)$"
 
 
 class LinkFacts(msgspec.Struct, frozen=True):
@@ -47,7 +49,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     boot_id: str
-    state: str
+    state: Annotated[str, msgspec.Meta(pattern=_STATES)]
     run: int = 0
     init_pid: int | None = None
     init_start: int | None = None
@@ -73,7 +75,7 @@ class ExitFacts(msgspec.Struct, frozen=True, kw_only=True):
     """How the application of one run ended, as its init saw it.
 
     `start` is in clock ticks since boot, the other times in seconds since the epoch;
-    `cause` is one of exited, signal, oom, exec-failed.
+    `cause` is one of exited, signal, oom, exec-failed; unknown where nobody could tell.
     """
 
     run: int

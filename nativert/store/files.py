@@ -6,11 +6,12 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import msgspec
 
 _T = TypeVar("_T")
+_ROUNDS: Final = 3
 
 
 class DamagedError(ValueError):
@@ -48,16 +49,20 @@ def replace(path: Path, data: bytes, *, mode: int = 0o600) -> None:
 
 def read_replaced(path: Path, kind: type[_T], *, limit_bytes: int) -> _T:
     """Return what `replace` last put into *path*; errors as with `decode`."""
-    try:
-        return decode(path, kind, limit_bytes=limit_bytes)
-    except FileNotFoundError:
-        pass
-    # Between unlink and rename, or for ever if the writer was killed there, the complete
-    # file has the temporary name. Half a one is a first write: it is nothing yet.
-    try:
-        return decode(Path(f"{path}.tmp"), kind, limit_bytes=limit_bytes)
-    except (FileNotFoundError, DamagedError):
-        return decode(path, kind, limit_bytes=limit_bytes)
+    temporary = Path(f"{path}.tmp")
+    # One round is enough for one writer; a second one may come between two looks of ours.
+    for _ in range(_ROUNDS):
+        try:
+            return decode(path, kind, limit_bytes=limit_bytes)
+        except FileNotFoundError:
+            pass
+        # Between unlink and rename, or for ever if the writer was killed there, the complete
+        # file has the temporary name. Half a one is a first write: it is nothing yet.
+        try:
+            return decode(temporary, kind, limit_bytes=limit_bytes)
+        except (FileNotFoundError, DamagedError):
+            pass
+    return decode(path, kind, limit_bytes=limit_bytes)
 
 
 def replace_durably(path: Path, data: bytes, *, mode: int = 0o600) -> None:

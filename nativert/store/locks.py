@@ -18,13 +18,18 @@ from nativert.store.paths import Paths
 
 
 class Lock:
-    """One exclusive lock on *path*; `with` waits for at most *timeout_s* (None: for ever).
+    """One lock on *path*; `with` waits for at most *timeout_s* (None: for ever).
+
+    It excludes every other holder, or with *shared* only those that do not share it.
 
     An object is for one thread; another thread makes its own.
     """
 
-    def __init__(self, path: Path, *, what: str = "", timeout_s: float | None = None) -> None:
+    def __init__(
+        self, path: Path, *, what: str = "", timeout_s: float | None = None, shared: bool = False
+    ) -> None:
         self.path = path
+        self._operation = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
         self._what = what or str(path)
         self._timeout_s = timeout_s
         self._fd: int | None = None
@@ -39,11 +44,11 @@ class Lock:
         if self.try_acquire():
             return
         if self._timeout_s is None:
-            self._fd = _wait(self.path)
+            self._fd = _wait(self.path, self._operation)
             return
         # The wait is a thread in the kernel's queue, not a poll: who comes first is served
         # first, and a holder that takes the lock again at once cannot starve the others.
-        waiter = _Waiter(self.path)
+        waiter = _Waiter(self.path, self._operation)
         self._fd = waiter.result(self._timeout_s)
         if self._fd is None:
             pid = holder(self.path)
@@ -58,7 +63,7 @@ class Lock:
         """Take the lock if it is free; return whether it was."""
         if self._fd is not None:
             raise RuntimeError(f"{self.path}: this object holds the lock already")
-        self._fd = _take(self.path, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        self._fd = _take(self.path, self._operation | fcntl.LOCK_NB)
         return self._fd is not None
 
     def release(self) -> None:
@@ -103,9 +108,11 @@ class InstanceLock(Lock):
 class NodeLock(Lock):
     """A lock of the whole node by *name*, such as ``agent`` or ``launcher``."""
 
-    def __init__(self, paths: Paths, name: str, *, timeout_s: float | None = None) -> None:
+    def __init__(
+        self, paths: Paths, name: str, *, timeout_s: float | None = None, shared: bool = False
+    ) -> None:
         path = paths.run / f"{name}.lock"
-        super().__init__(path, what=f"the node's {name} lock", timeout_s=timeout_s)
+        super().__init__(path, what=f"the node's {name} lock", timeout_s=timeout_s, shared=shared)
 
 
 def holder(path: Path) -> int | None:
@@ -147,8 +154,8 @@ def _take(path: Path, operation: int) -> int | None:
         os.close(fd)
 
 
-def _wait(path: Path) -> int:
-    fd = _take(path, fcntl.LOCK_EX)
+def _wait(path: Path, operation: int) -> int:
+    fd = _take(path, operation)
     if fd is None:
         raise AssertionError("a blocking flock answered that it would block")
     return fd
@@ -157,8 +164,9 @@ def _wait(path: Path) -> int:
 class _Waiter:
     """A thread that waits for the lock and gives it back if nobody wants it any more."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, operation: int) -> None:
         self._path = path
+        self._operation = operation
         self._mutex = threading.Lock()
         self._done = threading.Event()
         self._wanted = True
@@ -168,7 +176,7 @@ class _Waiter:
 
     def _run(self) -> None:
         try:
-            fd = _wait(self._path)
+            fd = _wait(self._path, self._operation)
         except OSError as e:
             self._error = e
         else:

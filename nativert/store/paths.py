@@ -88,6 +88,10 @@ class Paths:
         """Return the UUIDs that have a directory in run, known to the store or not."""
         return _uuids(self.run / "i")
 
+    def instances_locked(self) -> list[str]:
+        """Return the UUIDs that have a lock, held or not, known to the store or not."""
+        return _uuids(self.locks)
+
     def instances_lib(self) -> list[str]:
         """Return the UUIDs that have a directory in lib, known to the store or not."""
         return _uuids(self.lib / "i")
