@@ -8,6 +8,7 @@ namespaces belong to the host's user namespace and come with init itself.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import socket
@@ -40,6 +41,9 @@ def create(id_base: int, id_count: int, *, network: bool) -> dict[str, int]:
 
     Ids 0..id_count-1 inside are id_base.. on the host; see user_namespaces(7).
     """
+    if not 0 < id_base <= (1 << 32) - id_count:
+        # The kernel takes the number modulo 2**32: it could become the host's root.
+        raise OSError(errno.EINVAL, f"no range of host ids: {id_base}, {id_count}")
     names = [name for name in _NAMES if network or name != "net"]
     flags = 0
     for name in names:
