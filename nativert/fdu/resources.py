@@ -137,12 +137,14 @@ class Rlimits(Part, frozen=True):
     def limits(self) -> tuple[tuple[str, int, int], ...]:
         """(name, soft, hard) of each limit that is set; `UNLIMITED` is -1."""
         result = []
-        for field in msgspec.structs.fields(self):
-            value = getattr(self, field.name)
+        # Not msgspec.structs.fields(), which evaluates every annotation: 0.7 ms.
+        names = zip(self.__struct_fields__, self.__struct_encode_fields__, strict=True)
+        for attribute, name in names:
+            value = getattr(self, attribute)
             if isinstance(value, SoftHard):
-                result.append((field.encode_name, _limit(value.soft), _limit(value.hard)))
+                result.append((name, _limit(value.soft), _limit(value.hard)))
             elif value is not None:
-                result.append((field.encode_name, _limit(value), _limit(value)))
+                result.append((name, _limit(value), _limit(value)))
         return tuple(result)
 
 

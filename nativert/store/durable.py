@@ -6,6 +6,7 @@ transaction.
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +27,7 @@ __all__ = ["MAX_EVENTS", "Changes", "Event", "Interface", "Row", "Store"]
 
 MAX_EVENTS: Final = 10_000
 _SHOWN_CANDIDATES: Final = 5
+_KEPT_ROWS: Final = 4096
 _INTERFACES: Final = (
     "SELECT links.instance, links.interface, addresses.address, links.number"
     " FROM links JOIN addresses USING (instance, interface)"
@@ -42,6 +44,10 @@ class Store:
     def __init__(self, paths: Paths) -> None:
         self._path = paths.database
         self._mutex = threading.RLock()
+        # Rows as last read, by UUID: whoever serves many operations asks for the same ones
+        # again and again. True while nobody else has written: see `_known`.
+        self._rows: dict[str, Row] = {}
+        self._data_version = 0
         self._connection = database.connect(self._path, lock=paths.run / "store.lock")
 
     def close(self) -> None:
@@ -126,7 +132,7 @@ class Store:
     def get(self, uuid: str) -> Row:
         """Return the instance with this whole UUID; raises UnknownInstanceError."""
         with self._reading() as connection:
-            return self._select(connection, uuid)
+            return self._known(connection).get(uuid) or self._select(connection, uuid)
 
     def find(self, ref: str) -> Row:
         """Return the instance that *ref* names: a UUID, a name, or a unique prefix of a UUID.
@@ -136,6 +142,9 @@ class Store:
         """
         prefix = ref.lower()
         with self._reading() as connection:
+            known = self._known(connection).get(prefix)
+            if known is not None:
+                return known
             found = connection.execute(
                 "SELECT uuid FROM instances WHERE uuid = ? OR name = ? ORDER BY uuid = ? DESC",
                 (prefix, ref, prefix),
@@ -197,7 +206,12 @@ class Store:
             if changed.rowcount == 0:
                 raise UnknownInstanceError(uuid)
             self._append(connection, uuid, event)
-            return self._select(connection, uuid)
+            known = self._known(connection).get(uuid)
+            if known is None:
+                return self._select(connection, uuid)
+            row = dataclasses.replace(known, boot_id=boot_id(), **changes)
+            self._rows[uuid] = row
+            return row
 
     def delete(self, uuid: str, *, event: tuple[str, str] | None = None) -> None:
         """Forget an instance and release what was allocated; raises UnknownInstanceError.
@@ -210,6 +224,7 @@ class Store:
             if deleted.rowcount == 0:
                 raise UnknownInstanceError(uuid)
             self._append(connection, uuid, event)
+            self._rows.pop(uuid, None)
 
     def discard(self, seq: int) -> None:
         """Forget a row by its number, for one whose damaged UUID finds nothing any more."""
@@ -218,6 +233,7 @@ class Store:
             for table in ("addresses", "links"):
                 connection.execute(f"DELETE FROM {table} WHERE instance = {uuid}", (seq,))  # noqa: S608
             connection.execute("DELETE FROM instances WHERE seq = ?", (seq,))
+            self._rows.clear()
 
     def append_event(self, instance: str, kind: str, json: str) -> int:
         """Add one event in a commit of its own; return its number."""
@@ -255,10 +271,20 @@ class Store:
                 yield connection
                 connection.execute("COMMIT")
             except BaseException:
+                self._rows.clear()
                 # A full disk or an I/O error has rolled back by itself.
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
                 raise
+
+    def _known(self, connection: sqlite3.Connection) -> dict[str, Row]:
+        # Changes when another connection has committed, not by our own commits; two
+        # microseconds. See sqlite.org/pragma.html.
+        version = connection.execute("PRAGMA data_version").fetchone()[0]
+        if version != self._data_version:
+            self._rows.clear()
+            self._data_version = version
+        return self._rows
 
     def _refuse_duplicate(self, connection: sqlite3.Connection, uuid: str, name: str) -> None:
         found = connection.execute(
@@ -285,7 +311,12 @@ class Store:
         interfaces = connection.execute(
             f"{_INTERFACES} WHERE links.instance = ? ORDER BY links.position", (uuid,)
         )
-        return rows.row(values, [tuple(interface[1:]) for interface in interfaces])
+        row = rows.row(values, [tuple(interface[1:]) for interface in interfaces])
+        if not row.corrupt:
+            if len(self._rows) >= _KEPT_ROWS:
+                self._rows.clear()
+            self._rows[row.uuid] = row
+        return row
 
     def _append(
         self, connection: sqlite3.Connection, instance: str, event: tuple[str, str] | None
