@@ -118,7 +118,8 @@ def typed_errors(path: Path) -> Iterator[None]:
         raise
     except sqlite3.DatabaseError as e:
         primary = getattr(e, "sqlite_errorcode", 0) & 0xFF
-        if primary == sqlite3.SQLITE_FULL:
+        # Opening needs 32 KiB for the -shm file, whose failure is not counted as FULL.
+        if primary == sqlite3.SQLITE_FULL or e.sqlite_errorcode == sqlite3.SQLITE_IOERR_SHMSIZE:
             raise NativertError(
                 f"{path}: no space left; nothing was changed",
                 code=Code.STORE,
