@@ -23,7 +23,7 @@ from nativert.launcher.application import Application, Evidence
 from nativert.launcher.log import Log
 from nativert.launcher.plan import Program, Sandbox
 from nativert.launcher.protocol import Message
-from nativert.launcher.session import Connection, Session, open_terminal, read_report
+from nativert.launcher.session import Connection, Session, read_report, standard_streams
 
 _MAX_CONNECTIONS: Final = 64
 # How long a piece of a line waits for its end before it is logged as it is.
@@ -162,7 +162,10 @@ class Init:
     # -- connections -------------------------------------------------------------------
 
     def _accept(self) -> None:
-        sock, _ = self._listener.accept()
+        try:
+            sock, _ = self._listener.accept()
+        except OSError:
+            return  # It has gone already, or there is no descriptor left.
         credentials_ = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
         _, uid, _ = struct.unpack("iII", credentials_)
         sock.setblocking(False)
@@ -224,7 +227,7 @@ class Init:
                 self._send(connection, self._hello)
             else:
                 raise ValueError(f"unknown verb {verb!r}")
-        except (OSError, ValueError, KeyError, TypeError) as e:
+        except Exception as e:  # noqa: BLE001 - no message ends the instance
             self._send(connection, protocol.error_message(f"{verb}", e))
         finally:
             for fd in fds:
@@ -275,6 +278,8 @@ class Init:
                 self._unwatch(pipe.fd)
                 pipe.close()
             if not application.main_ended:
+                # Its like in the instance may have stopped it before it could exit.
+                signal.pidfd_send_signal(application.pidfd, signal.SIGKILL)
                 os.waitpid(application.pid, 0)
             os.close(application.pidfd)
             self._application = None
@@ -291,27 +296,13 @@ class Init:
         if connection.session is not None:
             raise ValueError("this connection has a session already")
         assert self._around is not None
-        master = -1
-        terminal = bool(message.get("terminal"))
-        if terminal:
-            # The instance's own devpts, so that ttyname(3) works inside.
-            master, slave = open_terminal(message.get("rows", 24), message.get("columns", 80))
-            stdio = [slave, slave, slave]
-        elif len(fds) == 3:
-            stdio = fds
-        else:
-            raise ValueError("three descriptors are needed")
-        try:
-            program = Program(**message["program"])
-            started = child.start(program, self._around, stdio, terminal=terminal)
-        finally:
-            if terminal:
-                os.close(slave)
-        session = Session(*started)
-        connection.session = session
-        if terminal:
-            self._send(connection, {"terminal": True}, master)
-            os.close(master)
+        program = Program(**message["program"])
+        with standard_streams(message, fds) as (stdio, master):
+            started = child.start(program, self._around, stdio, terminal=master is not None)
+            session = Session(*started)
+            connection.session = session
+            if master is not None:
+                self._send(connection, {"terminal": True}, master)
         self._watch(session.report, lambda: self._session_report(connection, session))
 
     def _session_report(self, connection: Connection, session: Session) -> None:

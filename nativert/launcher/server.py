@@ -29,6 +29,8 @@ from nativert.launcher.protocol import Message
 LOCK: Final = "launcher.lock"
 # An init that has not answered by then is killed: a hung mount must not hold its caller.
 _CREATE_TIMEOUT_S: Final = 30.0
+# Root alone may connect; this is against a client that goes wrong.
+_MAX_CLIENTS: Final = 1024
 _KILL_TIMEOUT_S: Final = 1.0
 
 
@@ -129,7 +131,13 @@ class Launcher:
             self._children.discard(pid)
 
     def _accept(self) -> None:
-        client, _ = self._listener.accept()
+        try:
+            client, _ = self._listener.accept()
+        except OSError:
+            return  # No descriptor is left: whoever waits is served later.
+        if len(self._clients) >= _MAX_CLIENTS:
+            client.close()
+            return
         client.settimeout(5.0)
         self._clients[client.fileno()] = client
         self._watch(client.fileno(), lambda: self._receive(client))
@@ -172,7 +180,7 @@ class Launcher:
                 self._leave(client)
             else:
                 raise ValueError(f"unknown verb {verb!r}")
-        except (OSError, ValueError, KeyError, TypeError) as e:
+        except Exception as e:  # noqa: BLE001 - no message ends the launcher
             self._answer(client, protocol.error_message(f"{verb}", e))
 
     def _leave(self, client: socket.socket) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
 import signal
 import socket
+import stat
 import struct
 import termios
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Final
 
 from nativert.launcher.protocol import Message
@@ -39,6 +43,8 @@ class Session:
             signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
         except ProcessLookupError:
             pass
+        # Who reaps it finds no session to close this for.
+        os.close(self.pidfd)
 
 
 class Connection:
@@ -59,14 +65,40 @@ def read_report(fd: int) -> Message | None:
     return dict(json.loads(data)) if data else {}
 
 
-def open_terminal(rows: int, columns: int) -> tuple[int, int]:
+@contextmanager
+def standard_streams(
+    message: Message, fds: Sequence[int]
+) -> Iterator[tuple[Sequence[int], int | None]]:
+    """Give what a session's program has as stdin, stdout, stderr, and a terminal's master.
+
+    Raises OSError for a directory: whoever holds one walks the host from there
+    (CVE-2024-21626).
+    """
+    if not message.get("terminal"):
+        if len(fds) != 3:
+            raise ValueError("three descriptors are needed")
+        if any(stat.S_ISDIR(os.fstat(fd).st_mode) for fd in fds):
+            raise IsADirectoryError(errno.EISDIR, "a directory cannot be stdin, stdout or stderr")
+        yield fds, None
+        return
+    # The instance's own devpts, so that ttyname(3) works inside.
+    master, slave = _open_terminal(message.get("rows", 24), message.get("columns", 80))
+    try:
+        yield (slave, slave, slave), master
+    finally:
+        os.close(slave)
+        os.close(master)
+
+
+def _open_terminal(rows: int, columns: int) -> tuple[int, int]:
     """Return (master, slave) of a new pseudo-terminal of the current root's /dev/pts."""
+    window = struct.pack("HHHH", rows, columns, 0, 0)
     master = os.open("/dev/ptmx", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
     try:
         fcntl.ioctl(master, _TIOCSPTLCK, struct.pack("i", 0))
         # By ioctl, not by name: a name in /dev/pts could be another's (ioctl_tty(2)).
         slave = fcntl.ioctl(master, _TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
-        fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+        fcntl.ioctl(master, termios.TIOCSWINSZ, window)
     except BaseException:
         os.close(master)
         raise
