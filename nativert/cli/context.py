@@ -78,7 +78,7 @@ def global_options(*, root_variable: str | None = None) -> list[click.Option]:
             is_flag=True,
             default=None,
             callback=_set("here"),
-            help="Work in this mount and network namespace although it is not PID 1's.",
+            help="Work in this mount and network namespace, PID 1's or not (NATIVERT_HERE=1).",
             **common,
         ),
     ]

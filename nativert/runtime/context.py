@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable
+from os import environ
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,7 +46,7 @@ class Context:
         self.claims = claims or Claims()
         self.identity = open_identity(self.paths, self.claims)
         self.store = Store(self.paths)
-        self._here = here
+        self._here = here or environ.get("NATIVERT_HERE") == "1"
         self._os = os
         self._make_network = network
         self._network: NetworkManager | None = None
