@@ -139,8 +139,14 @@ def test_a_hidden_process_belongs_to_root_in_proc() -> None:
         assert os.stat("/proc/self/environ").st_uid == 1000
         credentials.hide_from_instance()
         assert os.stat("/proc/self/environ").st_uid == 0
-        with pytest.raises(PermissionError):
-            os.readlink("/proc/self/exe")
+        hidden = os.getpid()
+
+        def neighbour() -> None:
+            with pytest.raises(PermissionError):
+                os.readlink(f"/proc/{hidden}/exe")
+
+        # Of the same uid, without capabilities.
+        run_forked(neighbour)
 
     run_forked(body)
 

@@ -1,0 +1,289 @@
+"""The root of an instance, built and entered for real, seen from inside."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+from forked import run_forked
+
+from nativert.isolation import mounts, rootfs
+from nativert.isolation.rootfs import Step
+from nativert.isolation.syscalls import CLONE_NEWNET, CLONE_NEWNS, CLONE_NEWPID
+
+pytestmark = pytest.mark.root
+
+T = TypeVar("T")
+
+READ_ONLY = ("ro", "nosuid", "nodev")
+
+
+def host_steps() -> list[Step]:
+    """Return the smallest root in which Python can go on."""
+    steps = []
+    for name in ("usr", "bin", "lib", "lib64", "etc"):
+        if os.path.islink(f"/{name}"):
+            steps.append(Step("symlink", os.readlink(f"/{name}"), f"/{name}"))
+        elif os.path.exists(f"/{name}"):
+            steps.append(Step("bind", f"/{name}", f"/{name}", READ_ONLY))
+    return steps
+
+
+def inside(
+    directory: Path,
+    steps: Sequence[Step],
+    body: Callable[[], T],
+    *,
+    kernel: tuple[int, int] = (9, 9),
+    own_network: bool = True,
+) -> T:
+    """Return what *body* returns in a root made of *steps*, as PID 1 of its namespace."""
+    new_root = directory / "new-root"
+    new_root.mkdir(exist_ok=True)
+
+    def build() -> T:
+        mounts._kernel = kernel
+        root = rootfs.build(str(new_root), steps, shm_bytes=1 << 20)
+        rootfs.finish(str(new_root), root, own_network=own_network)
+        return body()
+
+    return run_forked(build, flags=CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWNET)
+
+
+def mount_table() -> dict[str, tuple[set[str], str]]:
+    """Return {mount point: (options, type)} of the caller."""
+    table = {}
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        fields, _, rest = line.partition(" - ")
+        table[fields.split()[4]] = set(fields.split()[5].split(",")), rest.split()[0]
+    return table
+
+
+@pytest.mark.parametrize("kernel", [(9, 9), (5, 10)], ids=str)
+def test_what_is_not_given_is_not_there(tmp_path: Path, kernel: tuple[int, int]) -> None:
+    def body() -> tuple[set[str], set[str], dict[str, tuple[set[str], str]]]:
+        return set(os.listdir("/")), set(os.listdir("/dev")), mount_table()
+
+    steps = [Step("bind", "/etc", "/etc", READ_ONLY), Step("tmpfs", "", "/tmp", ("nosuid",), "")]
+    top, dev, table = inside(tmp_path, steps, body, kernel=kernel)
+    assert top == {"etc", "tmp", "proc", "sys", "dev", ".empty", ".none"}
+    assert dev == {
+        "null", "zero", "full", "random", "urandom", "tty",
+        "ptmx", "pts", "shm", "fd", "stdin", "stdout", "stderr",
+    }  # fmt: skip
+    # Nothing of the host's mount table is left: no path of it, and no old root below.
+    assert not any(str(tmp_path) in point for point in table)
+    assert {"ro", "nosuid", "nodev"} <= table["/"][0]
+    assert {"ro", "nosuid", "nodev", "noexec"} <= table["/sys"][0]
+    assert {"nosuid", "nodev", "noexec"} <= table["/proc"][0]
+    assert {"ro", "nosuid", "noexec"} <= table["/dev"][0]
+    assert {"nosuid", "nodev", "noexec"} <= table["/dev/shm"][0]
+    assert table["/dev/pts"][1] == "devpts"
+    assert "ro" in table["/proc/sys"][0]
+
+
+def test_the_top_and_dev_take_no_new_files(tmp_path: Path) -> None:
+    def body() -> None:
+        for path in ("/new", "/dev/new", "/etc/new", "/proc/sys/kernel/hostname", "/.empty"):
+            with pytest.raises(OSError) as refused:
+                Path(path).write_text("x")
+            assert refused.value.errno == 30, path
+        with pytest.raises(OSError, match="Read-only"):
+            os.mknod("/dev/mem", stat.S_IFCHR | 0o600, os.makedev(1, 1))
+        Path("/dev/null").write_text("swallowed")
+        Path("/dev/shm/file").write_text("x")
+
+    inside(tmp_path, [Step("bind", "/etc", "/etc", READ_ONLY)], body)
+
+
+def test_devices_are_the_kernels(tmp_path: Path) -> None:
+    def body() -> None:
+        for name, (major, minor) in rootfs._DEVICES.items():
+            status = os.stat(f"/dev/{name}")
+            assert stat.S_IMODE(status.st_mode) == 0o666
+            assert status.st_rdev == os.makedev(major, minor)
+        assert Path("/dev/zero").open("rb").read(3) == b"\0\0\0"
+        assert stat.S_IMODE(os.stat("/dev/shm").st_mode) == 0o1777
+        with pytest.raises(OSError, match="No space"):
+            Path("/dev/shm/large").write_bytes(b"x" * (2 << 20))
+        master, slave = os.openpty()
+        assert os.ttyname(slave) == "/dev/pts/0"
+        os.close(master)
+        os.close(slave)
+
+    inside(tmp_path, [], body)
+
+
+def test_proc_is_of_the_new_pid_namespace_and_masked(tmp_path: Path) -> None:
+    def body() -> None:
+        assert os.getpid() == 1
+        assert [name for name in os.listdir("/proc") if name.isdigit()] == ["1"]
+        for path in rootfs._MASKED:
+            if not os.path.lexists(path):
+                continue
+            if os.path.isdir(path):
+                assert os.listdir(path) == [], path
+            else:
+                assert Path(path).read_bytes() == b"", path
+        for path in rootfs._READ_ONLY:
+            if os.path.exists(path):
+                assert "ro" in mount_table()[path][0], path
+        with pytest.raises(OSError, match="Read-only"):
+            Path("/proc/sys/vm/drop_caches").write_text("1")
+
+    inside(tmp_path, [], body)
+
+
+@pytest.mark.parametrize("own_network", [True, False])
+def test_sys_shows_the_networks_of_the_instance(tmp_path: Path, own_network: bool) -> None:
+    def body() -> tuple[list[str], bool]:
+        return os.listdir("/sys/class/net"), os.path.ismount("/sys/fs/cgroup")
+
+    networks, has_cgroups = inside(tmp_path, [], body, own_network=own_network)
+    if own_network:
+        assert networks == ["lo"]
+    assert not has_cgroups
+
+
+def test_mounts_of_the_host_do_not_appear_and_ours_do_not_leak(tmp_path: Path) -> None:
+    before = Path("/proc/self/mountinfo").read_text()
+    inside(tmp_path, host_steps(), lambda: None)
+    assert Path("/proc/self/mountinfo").read_text() == before
+    (tmp_path / "new-root").rmdir()
+
+
+def test_a_writable_bind_keeps_its_mount_flags(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+
+    def body() -> set[str]:
+        Path("/data/file").write_text("kept")
+        return mount_table()["/data"][0]
+
+    step = Step("bind", str(tmp_path / "data"), "/data", ("nosuid", "nodev"))
+    options = inside(tmp_path, [step], body)
+    assert {"rw", "nosuid", "nodev"} <= options
+    assert (tmp_path / "data/file").read_text() == "kept"
+
+
+@pytest.mark.parametrize(
+    ("link", "placed"),
+    [
+        (None, "/etc/resolv.conf"),
+        ("../run/systemd/resolve/stub-resolv.conf", "/run/systemd/resolve/stub-resolv.conf"),
+        ("/run/resolvconf/resolv.conf", "/run/resolvconf/resolv.conf"),
+        ("../../../../run/x", "/run/x"),
+        ("chain", "/run/end"),
+    ],
+)
+def test_a_file_goes_where_its_link_points(tmp_path: Path, link: str | None, placed: str) -> None:
+    etc = tmp_path / "etc"
+    etc.mkdir()
+    (etc / "chain").symlink_to("/etc/second")
+    (etc / "second").symlink_to("../run/end")
+    if link is None:
+        (etc / "resolv.conf").write_text("the host's")
+    else:
+        (etc / "resolv.conf").symlink_to(link)
+    (tmp_path / "ours").write_text("nameserver 10.0.0.1\n")
+    run = tmp_path / "host-run"
+    run.mkdir()
+
+    def body() -> None:
+        assert Path("/etc/resolv.conf").read_text() == "nameserver 10.0.0.1\n"
+        assert Path(placed).read_text() == "nameserver 10.0.0.1\n"
+        with pytest.raises(OSError, match="Read-only"):
+            Path("/etc/resolv.conf").write_text("x")
+
+    steps = [
+        Step("bind", str(etc), "/etc", READ_ONLY),
+        Step("tmpfs", "", "/run", ("nosuid", "nodev"), "mode=0755"),
+        Step("file", str(tmp_path / "ours"), "/etc/resolv.conf"),
+    ]
+    inside(tmp_path, steps, body)
+    assert os.listdir(run) == []
+
+
+@pytest.mark.parametrize("link", ["resolv.conf", "/etc/a/b/resolv.conf", "/etc/linked/x"])
+def test_a_link_that_leads_nowhere_is_refused_with_its_path(tmp_path: Path, link: str) -> None:
+    etc = tmp_path / "etc"
+    etc.mkdir()
+    (etc / "resolv.conf").symlink_to(link)
+    (etc / "linked").symlink_to("/run")
+    (tmp_path / "ours").write_text("x")
+    steps = [
+        Step("bind", str(etc), "/etc", READ_ONLY),
+        Step("file", str(tmp_path / "ours"), "/etc/resolv.conf"),
+    ]
+    with pytest.raises(OSError, match=r"file /etc/resolv\.conf: cannot place file"):
+        inside(tmp_path, steps, lambda: None)
+
+
+def test_masks_cover_files_directories_and_links(tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    (tree / "secrets").mkdir(parents=True)
+    (tree / "secrets/key").write_text("key")
+    (tree / "shadow").write_text("hash")
+    (tree / "link").symlink_to("secrets/key")
+
+    def body() -> None:
+        assert os.listdir("/tree/secrets") == []
+        assert Path("/tree/shadow").read_bytes() == b""
+        assert Path("/tree/link").read_bytes() == b""
+        with pytest.raises(OSError):
+            os.unlink("/tree/shadow")
+
+    steps = [
+        Step("bind", str(tree), "/tree", ("nosuid",)),
+        *(Step("mask", "", f"/tree/{name}") for name in ("secrets", "shadow", "link", "absent")),
+        Step("mask", "", "/tree/shadow/below"),
+    ]
+    inside(tmp_path, steps, body)
+    assert (tree / "shadow").read_text() == "hash"
+
+
+def test_a_step_that_fails_is_named_with_its_target(tmp_path: Path) -> None:
+    for step, number in (
+        (Step("bind", str(tmp_path / "absent"), "/srv"), 2),
+        (Step("tmpfs", "", "/t", (), "size=nonsense"), 22),
+    ):
+        with pytest.raises(OSError, match=re.escape(f"{step.kind} {step.target}")) as refused:
+            inside(tmp_path, [step], lambda: None)
+        assert refused.value.errno == number
+    with pytest.raises(ValueError, match="unknown root step"):
+        inside(tmp_path, [Step("overlay", "", "/x")], lambda: None)
+    with pytest.raises(KeyError):
+        inside(tmp_path, [Step("bind", "/usr", "/x", ("exec",))], lambda: None)
+
+
+def test_an_image_whose_directory_is_a_link_leads_no_mount_out(tmp_path: Path) -> None:
+    """CVE-2021-30465's way: the target's parent becomes a link to the host."""
+    image, victim = tmp_path / "image", tmp_path / "victim"
+    image.mkdir()
+    victim.mkdir()
+    (image / "mnt").symlink_to(victim)
+    (image / "up").symlink_to("../../../../.." + str(victim))
+    for target in ("/img/mnt/x", "/img/up/x"):
+        steps = [
+            Step("bind", str(image), "/img", ("nosuid",)),
+            Step("tmpfs", "", target, (), ""),
+        ]
+        with pytest.raises(OSError, match="symbolic links"):
+            inside(tmp_path, steps, lambda: None)
+    assert os.listdir(victim) == []
+
+
+def test_real_programs_run_in_it(tmp_path: Path) -> None:
+    import subprocess
+
+    def body() -> str:
+        out = subprocess.run(["/bin/sh", "-c", "echo $$; ls /"], capture_output=True, check=True)
+        return out.stdout.decode()
+
+    lines = inside(tmp_path, host_steps(), body).split()
+    assert lines[0] == "2"
+    assert {"usr", "proc", "dev"} <= set(lines)
