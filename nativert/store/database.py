@@ -117,9 +117,10 @@ def typed_errors(path: Path) -> Iterator[None]:
     except sqlite3.ProgrammingError:
         raise
     except sqlite3.DatabaseError as e:
-        primary = getattr(e, "sqlite_errorcode", 0) & 0xFF
+        extended = getattr(e, "sqlite_errorcode", 0)
+        primary = extended & 0xFF
         # Opening needs 32 KiB for the -shm file, whose failure is not counted as FULL.
-        if primary == sqlite3.SQLITE_FULL or e.sqlite_errorcode == sqlite3.SQLITE_IOERR_SHMSIZE:
+        if primary == sqlite3.SQLITE_FULL or extended == sqlite3.SQLITE_IOERR_SHMSIZE:
             raise NativertError(
                 f"{path}: no space left; nothing was changed",
                 code=Code.STORE,
