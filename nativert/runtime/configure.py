@@ -19,7 +19,6 @@ from typing import Any
 import msgspec
 
 from nativert.errors import Code, NativertError, StepError
-from nativert.fdu import descriptor as descriptors
 from nativert.fdu.descriptor import Descriptor
 from nativert.fdu.states import State
 from nativert.isolation import process
@@ -27,7 +26,7 @@ from nativert.launcher.client import ReportedError
 from nativert.launcher.plan import Sandbox
 from nativert.runtime import admission, execute, program, release, root, users
 from nativert.runtime import limits as limits_of
-from nativert.runtime.context import Context
+from nativert.runtime.context import Context, descriptor_of
 from nativert.runtime.failpoints import failpoint
 from nativert.runtime.observe import Observed
 from nativert.runtime.protocols import Attached, InterfaceRequest, PortRequest, Progress
@@ -69,7 +68,7 @@ class Sources:
 def configure(context: Context, seen: Observed, *, progress: Progress | None = None) -> Observed:
     """Carry configure out; the caller holds the lock and has checked the edge."""
     row = seen.row
-    descriptor = descriptors.decode(row.descriptor.encode(), source=row.name)
+    descriptor = descriptor_of(row.descriptor, row.name)
     limits = limits_of.decode(row.limits) or limits_of.of_descriptor(descriptor)
     context.driver.check(limits)
     admission.check_free(descriptor.computation_requirements, context.os, context.paths.lib)

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nativert.errors import Code, NativertError
+from nativert.fdu import descriptor as descriptors
+from nativert.fdu.descriptor import Descriptor
 from nativert.isolation import cgroups
 from nativert.isolation.cgroups.driver import INIT, LAUNCHER, Driver
 from nativert.launcher.client import Channel, LauncherClient
@@ -23,6 +25,13 @@ from nativert.store.paths import Paths
 
 if TYPE_CHECKING:
     from nativert.runtime.image import Images
+
+
+@functools.lru_cache(maxsize=256)
+def descriptor_of(text: str, name: str) -> Descriptor:
+    """Return the descriptor that a row of the store has as *text*; *name* is for errors."""
+    return descriptors.decode(text.encode(), source=name)
+
 
 # An operation waits for the one before it on the same instance: stop's grace, and a margin.
 _LOCK_TIMEOUT_S = 3700.0

@@ -9,7 +9,7 @@ import msgspec
 from nativert.fdu import descriptor as descriptors
 from nativert.fdu import record as records
 from nativert.runtime import limits as limits_of
-from nativert.runtime.context import Context
+from nativert.runtime.context import Context, descriptor_of
 from nativert.runtime.observe import Observed
 from nativert.runtime.release import cgroup_name
 from nativert.runtime.users import ID_COUNT
@@ -21,7 +21,7 @@ def inspect(
 ) -> dict[str, object]:
     """Return the record with the true status, interfaces and figures."""
     row, facts = seen.row, seen.facts
-    descriptor = descriptors.decode(row.descriptor.encode(), source=row.name)
+    descriptor = descriptor_of(row.descriptor, row.name)
     record = records.decode(row.record.encode(), source=row.name)
     links = {} if facts is None else {link.name: link for link in facts.links}
     interfaces = tuple(

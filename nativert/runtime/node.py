@@ -31,7 +31,7 @@ from nativert.runtime import execute, logs
 from nativert.runtime import pause as pauses
 from nativert.runtime import run as runs
 from nativert.runtime import scale as scales
-from nativert.runtime.context import Context
+from nativert.runtime.context import Context, descriptor_of
 from nativert.runtime.execute import ExecSession
 from nativert.runtime.failpoints import failpoint
 from nativert.runtime.observe import Observed, observe, settle
@@ -253,7 +253,7 @@ class Node:
             raise TransitionError("exec", seen.state.value, allowed(seen.state))
         if seen.facts is None:
             raise AssertionError(f"{seen.state} without facts")
-        descriptor = descriptors.decode(row.descriptor.encode(), source=row.name)
+        descriptor = descriptor_of(row.descriptor, row.name)
         plan = execute.session_program(descriptor, seen.facts, argv, env, terminal=tty)
         return execute.start(context, row, plan, stdio=stdio, terminal=tty)
 
@@ -367,7 +367,8 @@ class Node:
             if after.state is State.UNDEFINED:
                 lock.forget()
         self._report(row, after.state)
-        return self._monitor.row(after)
+        # Not measured: ten more files to read than some operations take themselves.
+        return self._monitor.row(after, measured=False)
 
     @contextmanager
     def _locked(self, row: Row) -> Iterator[tuple[InstanceLock, Row]]:

@@ -12,12 +12,11 @@ from typing import Any, Final
 import msgspec
 
 from nativert.errors import Code, NativertError, StepError
-from nativert.fdu import descriptor as descriptors
 from nativert.fdu.states import Event, State
 from nativert.isolation import process
 from nativert.launcher.client import Channel, ReportedError
 from nativert.runtime import execute, program, verdict
-from nativert.runtime.context import Context
+from nativert.runtime.context import Context, descriptor_of
 from nativert.runtime.failpoints import failpoint
 from nativert.runtime.observe import Observed, application_ended, observe, settle
 from nativert.runtime.users import User
@@ -32,7 +31,7 @@ _KILL_ALL: Final[dict[str, object]] = {"signal": int(signal.SIGKILL), "all": Tru
 def run(context: Context, seen: Observed, *, env: Mapping[str, str] | None = None) -> Observed:
     """Start the application; the caller holds the lock and has checked the edge."""
     row, facts = seen.row, _facts(seen)
-    descriptor = descriptors.decode(row.descriptor.encode(), source=row.name)
+    descriptor = descriptor_of(row.descriptor, row.name)
     user = User(*facts.details["user"])  # type: ignore[misc]
     arguments: Any = facts.details["argv"]
     limits: Any = facts.details["rlimits"]
@@ -107,7 +106,7 @@ def _withdraw(context: Context, uuid: str, facts: Facts, number: int) -> None:
 
 def stop(context: Context, seen: Observed) -> Observed:
     """Signal, grace, kill of everything; the caller holds the lock."""
-    descriptor = descriptors.decode(seen.row.descriptor.encode(), source=seen.row.name)
+    descriptor = descriptor_of(seen.row.descriptor, seen.row.name)
     number, grace_s = descriptor.native.stop.signal_number, descriptor.native.stop.grace_s
     return _end(context, seen, number, grace_s)
 

@@ -70,14 +70,16 @@ class Monitor:
             elapsed_s, used_ns = time.time() - seen.facts.started_at, usage.cpu_ns
         return None if elapsed_s <= 0 else max(0, used_ns) / 1e9 / elapsed_s
 
-    def row(self, seen: Observed) -> Instance:
-        """Return the row that ps shows."""
-        with self._mutex:
-            usage = self._usage(seen)
-            cpu_ratio = None if usage is None else self._cpu_ratio(seen, usage)
+    def row(self, seen: Observed, *, measured: bool = True) -> Instance:
+        """Return the row that ps shows; the counters are read only where *measured*."""
+        usage = cpu_ratio = None
+        if measured:
+            with self._mutex:
+                usage = self._usage(seen)
+                cpu_ratio = None if usage is None else self._cpu_ratio(seen, usage)
         pid = None
         uptime_s = None
-        if usage is not None and seen.facts is not None:
+        if seen.facts is not None and seen.state in _WITH_APPLICATION:
             noted = seen.facts.details.get("pid")
             pid = noted if isinstance(noted, int) and noted > 0 else None
             if seen.facts.started_at is not None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Final, TypeVar
 
@@ -104,12 +105,13 @@ def write_facts(paths: Paths, uuid: str, facts: Facts) -> None:
 
     The directory is made when it is not there.
     """
-    path = paths.instance_run(uuid) / FACTS
+    directory = paths.instance_run(uuid)
+    path = f"{directory}/{FACTS}"
     data = msgspec.json.encode(facts)
     try:
         files.replace(path, data)
     except FileNotFoundError:
-        os.makedirs(path.parent, mode=0o700, exist_ok=True)
+        os.makedirs(directory, mode=0o700, exist_ok=True)
         files.replace(path, data)
 
 
@@ -118,7 +120,7 @@ def read_facts(paths: Paths, uuid: str) -> Facts | None:
 
     A file that cannot be decoded is kept aside as boot.json.corrupt.
     """
-    facts = _read(paths.instance_run(uuid) / FACTS, Facts)
+    facts = _read(f"{paths.instance_run(uuid)}/{FACTS}", Facts, files.read_replaced)
     return facts if facts is not None and facts.boot_id == boot_id() else None
 
 
@@ -127,22 +129,23 @@ def read_exit(paths: Paths, uuid: str) -> ExitFacts | None:
 
     It may belong to an earlier run than the present one: compare `run`.
     """
-    facts = _read(paths.instance_run(uuid) / EXIT, ExitFacts)
+    # Its init renames it into a place that is free: there is no moment without one of them.
+    facts = _read(f"{paths.instance_run(uuid)}/{EXIT}", ExitFacts, files.decode)
     return facts if facts is not None and facts.boot_id == boot_id() else None
 
 
 _T = TypeVar("_T", Facts, ExitFacts)
 
 
-def _read(path: Path, kind: type[_T]) -> _T | None:
+def _read(path: str, kind: type[_T], decode: Callable[..., _T]) -> _T | None:
     try:
-        return files.read_replaced(path, kind, limit_bytes=1 << 20)
+        return decode(path, kind, limit_bytes=1 << 20)
     except FileNotFoundError:
         return None
     except files.DamagedError:
         # What cannot be read must not stop the instance from being cleaned up.
         try:
-            files.put_aside(path)
+            files.put_aside(Path(path))
         except FileNotFoundError:
             pass  # its writer removed it, or another reader put it aside
         return None

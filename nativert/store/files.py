@@ -18,7 +18,7 @@ class DamagedError(ValueError):
     """A file does not hold what its writer wrote."""
 
 
-def replace(path: Path, data: bytes, *, mode: int = 0o600) -> None:
+def replace(path: Path | str, data: bytes, *, mode: int = 0o600) -> None:
     """Put *data* in place of *path*: it survives every process, but no power cut.
 
     Writers of one path exclude each other; readers use `read_replaced`. A writer that is
@@ -47,9 +47,9 @@ def replace(path: Path, data: bytes, *, mode: int = 0o600) -> None:
     os.rename(temporary, path)
 
 
-def read_replaced(path: Path, kind: type[_T], *, limit_bytes: int) -> _T:
+def read_replaced(path: Path | str, kind: type[_T], *, limit_bytes: int) -> _T:
     """Return what `replace` last put into *path*; errors as with `decode`."""
-    temporary = Path(f"{path}.tmp")
+    temporary = f"{path}.tmp"
     # One round is enough for one writer; a second one may come between two looks of ours.
     for _ in range(_ROUNDS):
         try:
@@ -113,7 +113,7 @@ def sync_directory(path: Path) -> None:
         os.close(fd)
 
 
-def decode(path: Path, kind: type[_T], *, limit_bytes: int = 16 << 20) -> _T:
+def decode(path: Path | str, kind: type[_T], *, limit_bytes: int = 16 << 20) -> _T:
     """Return what the JSON file *path* holds, as *kind*.
 
     Raises FileNotFoundError, and DamagedError for content that cannot be what was written.
@@ -125,7 +125,7 @@ def decode(path: Path, kind: type[_T], *, limit_bytes: int = 16 << 20) -> _T:
         raise DamagedError(f"{path}: {e}") from e
 
 
-def read(path: Path, *, limit_bytes: int = 16 << 20) -> bytes:
+def read(path: Path | str, *, limit_bytes: int = 16 << 20) -> bytes:
     """Return the bytes of *path*; more than *limit_bytes* is a DamagedError."""
     # O_NONBLOCK: a FIFO in the place of the file must not hang the reader.
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)

@@ -11,6 +11,8 @@ from nativert.errors import Code, DescriptorError, NativertError
 
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z")
 
+_KEPT = 8192
+
 
 def check_uuid(uuid: str) -> str:
     """Return *uuid* if it is one in canonical lower case; it becomes part of paths.
@@ -44,21 +46,31 @@ class Paths:
         self.locks = self.run / "locks"
         self.config = self.etc / "config.toml"
         self.api_socket = self.run / "api.sock"
+        # Joining paths takes longer than the system calls that use them.
+        self._of_instance: dict[tuple[str, str], Path] = {}
 
     def __repr__(self) -> str:
         return f"Paths({str(self.root)!r})"
 
     def instance_run(self, uuid: str) -> Path:
         """Return the directory for what is true of *uuid* in this boot only."""
-        return self.run / "i" / check_uuid(uuid)
+        return self._instance("run", self.run, uuid)
 
     def instance_lib(self, uuid: str) -> Path:
         """Return the directory that holds data/, log/ and etc/ of *uuid*."""
-        return self.lib / "i" / check_uuid(uuid)
+        return self._instance("lib", self.lib, uuid)
 
     def instance_lock(self, uuid: str) -> Path:
         """Return the file whose flock serialises the operations on *uuid*."""
         return self.locks / check_uuid(uuid)
+
+    def _instance(self, kind: str, base: Path, uuid: str) -> Path:
+        path = self._of_instance.get((kind, uuid))
+        if path is None:
+            if len(self._of_instance) >= _KEPT:
+                self._of_instance.clear()
+            path = self._of_instance[kind, uuid] = base / "i" / check_uuid(uuid)
+        return path
 
     def create(self) -> None:
         """Make the directories and set their modes; safe to call again.
