@@ -21,6 +21,7 @@ from nativert.isolation import credentials, namespaces, syscalls
 from nativert.launcher import protocol
 
 _REPORT_FD: Final = 3
+_MAX_TEXT: Final = 4096
 _DEFAULT_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -109,9 +110,18 @@ def _become(
         step = "exec"
         _exec(program)
     except BaseException as e:  # noqa: BLE001 - whatever it was, this process ends here
-        os.write(report, json.dumps(protocol.error_message(step, e)).encode())
+        os.write(report, _report(step, e))
     finally:
         os._exit(127)
+
+
+def _report(step: str, error: BaseException) -> bytes:
+    message = protocol.error_message(step, error)
+    for key in ("path", "text"):
+        # A name may have megabytes, and what a pipe holds is all that init reads.
+        if isinstance(message["error"][key], str):
+            message["error"][key] = message["error"][key][:_MAX_TEXT]
+    return json.dumps(message).encode()
 
 
 def _place(stdio: Sequence[int], report: int) -> int:

@@ -25,7 +25,9 @@ from nativert.launcher.plan import Program, Sandbox
 from nativert.launcher.protocol import Message
 from nativert.launcher.session import Connection, Session, read_report, standard_streams
 
-_MAX_CONNECTIONS: Final = 64
+# Sessions are refused long before connections, so that stop and release always get in.
+_MAX_SESSIONS: Final = 64
+_MAX_CONNECTIONS: Final = 512
 # How long a piece of a line waits for its end before it is logged as it is.
 _PARTIAL_MS: Final = 200
 
@@ -47,6 +49,7 @@ class Init:
         self._last: Message | None = None
         self._starter: Connection | None = None
         self._connections: list[Connection] = []
+        self._sessions: dict[int, Session] = {}
         self._handlers: dict[int, Callable[[], None]] = {}
         self._poll = select.poll()
         self._signals = syscalls.signalfd(frozenset({signal.SIGCHLD}))
@@ -126,13 +129,10 @@ class Init:
             if application.state == "starting":
                 self._application_report()
             return
-        for connection in self._connections:
-            session = connection.session
-            if session is not None and session.pid == pid:
-                if not session.started:
-                    self._session_report(connection, session)
-                self._session_ended(connection, session, status)
-                return
+        session = self._sessions.pop(pid, None)
+        if session is not None:
+            self._session_report(session)
+            self._session_ended(session, status)
 
     def _all_gone(self) -> None:
         application = self._application
@@ -143,12 +143,14 @@ class Init:
         for pipe in application.pipes:
             self._unwatch(pipe.fd)
         self._application = None
-        facts = application.finish(self._directory, self._hello["boot_id"])
-        self._last = facts
+        self._last = application.finish(self._directory, self._hello["boot_id"])
+        self._tell_end()
+
+    def _tell_end(self) -> None:
         for connection in list(self._connections):
             if connection.follows:
                 connection.follows = False
-                self._send(connection, {"event": "end", "end": facts})
+                self._send(connection, {"event": "end", "end": self._last})
 
     @staticmethod
     def _kill_all(number: int = signal.SIGKILL) -> None:
@@ -245,11 +247,11 @@ class Init:
         if self._application is not None:
             raise BlockingIOError(16, "the application runs already")
         assert self._around is not None
+        program = Program(**message["program"])
         try:
             os.unlink(protocol.EXIT_FILE, dir_fd=self._directory)
         except FileNotFoundError:
             pass
-        program = Program(**message["program"])
         application = Application(message["run"], program, self._around, self._log, self._evidence)
         self._application = application
         self._starter = connection
@@ -287,6 +289,7 @@ class Init:
             if starter is not None:
                 starter.follows = False
                 self._send(starter, report)
+            self._tell_end()
             return
         application.state = "ending" if application.main_ended else "running"
         if starter is not None:
@@ -295,35 +298,38 @@ class Init:
     def _exec(self, connection: Connection, message: Message, fds: list[int]) -> None:
         if connection.session is not None:
             raise ValueError("this connection has a session already")
+        if len(self._sessions) >= _MAX_SESSIONS:
+            raise BlockingIOError(11, f"{_MAX_SESSIONS} sessions run already")
         assert self._around is not None
         program = Program(**message["program"])
         with standard_streams(message, fds) as (stdio, master):
             started = child.start(program, self._around, stdio, terminal=master is not None)
-            session = Session(*started)
+            session = Session(connection, *started)
+            self._sessions[session.pid] = session
             connection.session = session
+            self._watch(session.report, lambda: self._session_report(session))
             if master is not None:
                 self._send(connection, {"terminal": True}, master)
-        self._watch(session.report, lambda: self._session_report(connection, session))
 
-    def _session_report(self, connection: Connection, session: Session) -> None:
-        report = read_report(session.report)
-        if report is None or session.started:
+    def _session_report(self, session: Session) -> None:
+        report = None if session.started else read_report(session.report)
+        if report is None:
             return
         session.started = True
         self._unwatch(session.report)
         os.close(session.report)
         if report:
             session.failed = True
-            self._send(connection, report)
+            self._send(session.connection, report)
         else:
-            self._send(connection, {"ok": True, "pid": session.pid})
+            self._send(session.connection, {"ok": True, "pid": session.pid})
 
-    def _session_ended(self, connection: Connection, session: Session, status: int) -> None:
+    def _session_ended(self, session: Session, status: int) -> None:
+        session.connection.session = None
         os.close(session.pidfd)
-        connection.session = None
         if not session.failed:
             code = os.waitstatus_to_exitcode(status)
-            self._send(connection, {"event": "exit", "code": code})
+            self._send(session.connection, {"event": "exit", "code": code})
 
     def _signal(self, connection: Connection, message: Message) -> None:
         number = int(message["signal"])
@@ -337,7 +343,6 @@ class Init:
 
     def _release(self, connection: Connection) -> None:
         self._kill_all()
-        connection.sock.setblocking(True)
         self._send(connection, {"ok": True})
         # The kernel kills and reaps what is left of the PID namespace before this ends.
         os._exit(0)

@@ -32,6 +32,7 @@ _CREATE_TIMEOUT_S: Final = 30.0
 # Root alone may connect; this is against a client that goes wrong.
 _MAX_CLIENTS: Final = 1024
 _KILL_TIMEOUT_S: Final = 1.0
+_CONTROL_FD: Final = 3
 
 
 class Pending:
@@ -138,7 +139,7 @@ class Launcher:
         if len(self._clients) >= _MAX_CLIENTS:
             client.close()
             return
-        client.settimeout(5.0)
+        client.setblocking(False)
         self._clients[client.fileno()] = client
         self._watch(client.fileno(), lambda: self._receive(client))
 
@@ -154,17 +155,22 @@ class Launcher:
                 # Nobody will own what was asked for.
                 self._finish(control, pending, None)
 
-    def _answer(self, client: socket.socket, message: Message, *fds: int) -> None:
+    def _answer(self, client: socket.socket, message: Message, *fds: int) -> bool:
         if client.fileno() < 0:
-            return
+            return False
         try:
             protocol.send(client, message, fds)
         except OSError:
+            # Gone, or it does not read: the launcher waits for nobody.
             self._drop(client)
+            return False
+        return True
 
     def _receive(self, client: socket.socket) -> None:
         try:
             message, fds = protocol.receive(client)
+        except BlockingIOError:
+            return
         except (EOFError, OSError, ValueError):
             self._drop(client)
             return
@@ -214,7 +220,7 @@ class Launcher:
             held = namespaces.create(
                 sandbox["id_base"], sandbox["id_count"], network=sandbox["network"]
             )
-        except OSError as e:
+        except Exception as e:  # noqa: BLE001 - whatever it was, the creation ends
             self._finish(ours.fileno(), pending, protocol.error_message("namespaces", e))
             return
         pending.network = held.get("net", -1)
@@ -239,10 +245,11 @@ class Launcher:
     def _finish(self, fd: int, pending: Pending, message: Message | None) -> None:
         self._unwatch(fd)
         del self._pending[fd]
+        owned = False
         if message is not None and "error" not in message:
             fds = [pending.pidfd] + ([pending.network] if pending.network >= 0 else [])
-            self._answer(pending.client, {"ok": True, "pid": pending.pid}, *fds)
-        else:
+            owned = self._answer(pending.client, {"ok": True, "pid": pending.pid}, *fds)
+        if not owned:
             try:
                 signal.pidfd_send_signal(pending.pidfd, signal.SIGKILL)
             except ProcessLookupError:
@@ -262,12 +269,18 @@ class Launcher:
         for pending in self._pending.values():
             pending.control.detach()
         self._listener.detach()
-        # Where there is no cgroup2 to be born into.
-        for tasks in self._init_tasks:
-            os.write(tasks, b"0")
-        os.dup2(fd, 3, inheritable=False)
-        syscalls.close_range(4, 0xFFFFFFFF)
-        init.main(sandbox, socket.socket(fileno=3))
+        os.dup2(fd, _CONTROL_FD, inheritable=False)
+        ours = socket.socket(fileno=_CONTROL_FD)
+        try:
+            # Where there is no cgroup2 to be born into.
+            for tasks in self._init_tasks:
+                os.write(tasks, b"0")
+            syscalls.close_range(_CONTROL_FD + 1, 0xFFFFFFFF)
+            init.main(sandbox, ours)
+        except BaseException as e:  # noqa: BLE001 - a fork must never come back as a second launcher
+            protocol.send(ours, protocol.error_message("init", e))
+        finally:
+            os._exit(1)
 
 
 def _same_namespace(name: str) -> bool:

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
 
+from nativert.launcher import protocol
 from nativert.launcher.protocol import Message
 
 # asm-generic/ioctls.h; the termios module has no name for these.
@@ -25,7 +26,8 @@ _TIOCGPTPEER: Final = 0x5441
 class Session:
     """One program started by exec or script; its end is told to its connection."""
 
-    def __init__(self, pid: int, pidfd: int, report: int) -> None:
+    def __init__(self, connection: Connection, pid: int, pidfd: int, report: int) -> None:
+        self.connection = connection
         self.pid = pid
         self.pidfd = pidfd
         self.report = report
@@ -43,8 +45,6 @@ class Session:
             signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
         except ProcessLookupError:
             pass
-        # Who reaps it finds no session to close this for.
-        os.close(self.pidfd)
 
 
 class Connection:
@@ -59,10 +59,14 @@ class Connection:
 def read_report(fd: int) -> Message | None:
     """Read a child's report: None if there is none yet, {} if exec happened."""
     try:
-        data = os.read(fd, 65536)
+        data = os.read(fd, 1 << 20)
     except BlockingIOError:
         return None
-    return dict(json.loads(data)) if data else {}
+    try:
+        return dict(json.loads(data)) if data else {}
+    except ValueError as e:
+        # Killed in the middle of it. Whatever it was, the program was not started.
+        return protocol.error_message("report", e)
 
 
 @contextmanager
