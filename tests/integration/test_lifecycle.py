@@ -64,11 +64,12 @@ def test_every_operation_and_nothing_left(node: Node, root: Path) -> None:
     app = row.instance
     assert (row.state, row.name, row.pid, row.end) == ("DEFINED", "app", None, None)
     assert node.configure(app).state == "CONFIGURED"
-    running = node.run(app)
-    assert running.state == "RUNNING"
+    assert node.run(app).state == "RUNNING"
+    running = node.get(app)
     assert running.pids == 1
     assert running.pid is not None
-    assert Path(f"/proc/{running.pid}/comm").read_text() == "sleep\n"
+    comm = Path(f"/proc/{running.pid}/comm")
+    until(lambda: comm.read_text() == "sleep\n", what="the shell becomes sleep")
     assert node.pause(app).state == "PAUSED"
     assert node.resume(app).state == "RUNNING"
     assert node.scale(app, {"pids_max": 40}).state == "RUNNING"
