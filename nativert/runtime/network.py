@@ -1,7 +1,6 @@
 """The built-in network of a node: one bridge, a veth per interface, one packet filter table.
 
-IPv4 only. Inside an instance IPv6 is left with link-local addresses and ignores router
-advertisements; the host has no IPv6 on the bridge.
+IPv4 only: inside an instance the loopback alone has IPv6, and the host has none on the bridge.
 """
 
 from __future__ import annotations

@@ -136,7 +136,7 @@ class Links:
                 for interface in interfaces:
                     # The peer's index asked for at creation is ignored by the kernel.
                     requests += inside_requests(interface, netlink.index_of(interface.name))
-                    _refuse_advertisements(interface.name)
+                    _refuse_ipv6(interface.name)
                 netlink.transact(requests)
 
         inside(netns, body)
@@ -235,9 +235,12 @@ def delete_group(netlink: Netlink, group: int) -> None:
             raise
 
 
-def _refuse_advertisements(name: str) -> None:
-    # The node routes no IPv6; an advertisement on the bridge can only come from a sibling.
+def _refuse_ipv6(name: str) -> None:
+    # The node routes no IPv6: an advertisement can only come from a sibling, and to siblings
+    # anybody may write from any IPv6 address (IPV6_FREEBIND needs no right, IP_FREEBIND does
+    # not let an IPv4 one out).
     try:
         sysctl.write(f"ipv6/conf/{name}/accept_ra", "0")
+        sysctl.write(f"ipv6/conf/{name}/disable_ipv6", "1")
     except FileNotFoundError:
         pass  # a kernel without IPv6
