@@ -204,7 +204,10 @@ def build(new_root: str, steps: Sequence[Step], *, shm_bytes: int) -> int:
         try:
             _apply(root, step)
         except OSError as e:
-            raise OSError(e.errno, f"{step.kind} {step.target}: {e.strerror}", e.filename) from e
+            path = e.filename
+            if path is None or path.startswith("/proc/self/fd/"):
+                path = step.source or step.target
+            raise OSError(e.errno, f"{step.kind} {step.target}: {e.strerror}", path) from e
     return root
 
 
