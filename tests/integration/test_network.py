@@ -114,6 +114,8 @@ def host(tmp_path: Path) -> Iterator[Host]:
     syscalls.unshare(syscalls.CLONE_NEWNET)
     made = Host(tmp_path)
     try:
+        # A new namespace begins with the settings of the machine, which may forward.
+        sysctl.write("ipv4/ip_forward", "0")
         ip("link", "set", "lo", "up")
         number = str(made.other)
         peer = ["peer", "name", "up0", "netns", f"/proc/{os.getpid()}/fd/{number}"]
