@@ -19,9 +19,14 @@ def clean(context: Context, seen: Observed) -> Observed:
         raise AssertionError(f"{seen.state} without facts")
     facts = msgspec.structs.replace(seen.facts, intent="clean")
     boot.write_facts(context.paths, seen.row.uuid, facts)
-    failpoint("clean.intent")
-    # Before the facts go: an instance without them that should have some has lost its init.
-    row = context.store.update(seen.row.uuid, desired=State.DEFINED.value)
+    try:
+        failpoint("clean.intent")
+        # Before the facts go: an instance without them that should have some has lost its init.
+        row = context.store.update(seen.row.uuid, desired=State.DEFINED.value)
+    except BaseException:
+        # Nothing has been released: it stays what it was.
+        boot.write_facts(context.paths, seen.row.uuid, seen.facts)
+        raise
     failpoint("clean.stored")
     release.everything(context, row, facts)
     return Observed(row, State.DEFINED, None, seen.end)
