@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -210,7 +211,10 @@ def _files(
     host.make_dir(sources.data.parent, mode=0o700)
     if not host.exists(sources.data):
         host.make_dir(sources.data, mode=0o750, owner=owner)
-    elif os.stat(sources.data).st_uid != owner[0]:
+    elif not stat.S_ISDIR((there := os.lstat(sources.data)).st_mode):
+        # A mount would follow a link.
+        raise NotADirectoryError(errno.ENOTDIR, "not a directory", str(sources.data))
+    elif there.st_uid != owner[0]:
         # Defined again with another user: the data stays the application's.
         host.chown_tree(sources.data, owner)
     host.make_dir(sources.log, mode=0o700)
