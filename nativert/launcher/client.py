@@ -143,7 +143,11 @@ class LauncherClient:
         while True:
             try:
                 channel = Channel(self._run, protocol.LAUNCHER_SOCKET)
-                channel.peer()
+                try:
+                    channel.peer()
+                except BaseException:
+                    channel.close()
+                    raise
             except (FileNotFoundError, ConnectionError, EOFError):
                 # None, or it left between our look and our word: each round tries both.
                 if time.monotonic() > deadline:
