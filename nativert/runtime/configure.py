@@ -23,6 +23,7 @@ from nativert.errors import Code, NativertError, StepError
 from nativert.fdu.descriptor import Descriptor
 from nativert.fdu.states import State
 from nativert.isolation import process
+from nativert.isolation.cgroups.driver import Cgroup
 from nativert.launcher.client import ReportedError
 from nativert.launcher.plan import Sandbox
 from nativert.runtime import admission, execute, program, release, root, users
@@ -127,7 +128,7 @@ def _acquire(
     plan = _plan(context, row, descriptor, sources, image, owner)
     with step(row.name, "cgroup"):
         launcher = context.launcher
-        cgroup = context.driver.create(facts.cgroup)
+        cgroup = _cgroup(context, facts.cgroup)
         failpoint("configure.cgroup")
         cgroup.apply(limits)
         failpoint("configure.limits")
@@ -170,6 +171,15 @@ def _acquire(
         execute.script(context, row, descriptor, facts, [root.SCRIPT])
     failpoint("configure.script")
     return msgspec.structs.replace(facts, state=State.CONFIGURED.value, intent=None)
+
+
+def _cgroup(context: Context, name: str) -> Cgroup:
+    try:
+        return context.driver.create(name)
+    except FileNotFoundError:
+        # Another command's gc has removed the node's own since this one prepared it.
+        context.driver.prepare()
+        return context.driver.create(name)
 
 
 def _image(

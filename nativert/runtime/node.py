@@ -34,7 +34,7 @@ from nativert.runtime import scale as scales
 from nativert.runtime.context import Context, descriptor_of
 from nativert.runtime.execute import ExecSession
 from nativert.runtime.failpoints import failpoint
-from nativert.runtime.observe import Observed, observe, settle
+from nativert.runtime.observe import Observed, look_beside, observe, settle
 from nativert.runtime.protocols import NetworkManager, Os, Progress
 from nativert.runtime.stats import Monitor
 from nativert.runtime.views import Check, Figures, Instance, Leftover, LogLine
@@ -224,7 +224,7 @@ class Node:
         """Wait until the application has ended; NativertError(TIMEOUT)."""
         row = self._context.store.find(ref)
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        seen = observe(self._context, row)
+        seen = self._look(row)
         while seen.state in (State.RUNNING, State.PAUSED, State.SCALING):
             left_s = None if deadline is None else max(0.0, deadline - time.monotonic())
             if not runs.follow(self._context, seen, left_s):
@@ -287,8 +287,7 @@ class Node:
             return seen
         lock = self._context.lock(row.uuid)
         if not lock.try_acquire():
-            # What looks lost may be what an operation is just removing: the row tells.
-            return observe(self._context, self._context.store.get(row.uuid))
+            return look_beside(self._context, row.uuid)
         try:
             return settle(self._context, self._context.store.get(row.uuid))
         except UnknownInstanceError:

@@ -28,6 +28,7 @@ from nativert.store.durable import Row
 
 _WITH_APPLICATION = (State.RUNNING, State.PAUSED, State.SCALING)
 _STATUS_TIMEOUT_S = 10.0
+_LOOKS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,22 @@ def observe(context: Context, row: Row) -> Observed:
         # Its end was asked for, and is not what the instance is to be remembered by.
         return Observed(row, State.DEFINED, facts, end)
     return _lost(row, facts, state)
+
+
+def look_beside(context: Context, uuid: str) -> Observed:
+    """Observe an instance on which an operation goes on, without waiting for it.
+
+    The row, the facts and exit.json change one after the other; what one look finds in them
+    holds if they are the same after it. Raises UnknownInstanceError.
+    """
+    for _ in range(_LOOKS):
+        row = context.store.get(uuid)
+        seen = observe(context, row)
+        if seen.event is None or (
+            context.store.get(uuid) == row and boot.read_facts(context.paths, uuid) == seen.facts
+        ):
+            break
+    return seen
 
 
 def _with_application(context: Context, row: Row, facts: Facts, state: State) -> Observed:
