@@ -54,10 +54,11 @@ def receive(sock: socket.socket) -> tuple[Message, list[int]]:
 
     ValueError if the packet is not such a message; its descriptors are closed then.
     """
-    # Not socket.recv_fds: Python 3.11's forgets the flags.
-    data, ancillary, flags, _ = sock.recvmsg(
-        _MAX_PACKET, socket.CMSG_SPACE(4 * _MAX_FDS), socket.MSG_CMSG_CLOEXEC
-    )
+    try:
+        data, ancillary, flags = _receive_packet(sock)
+    except ConnectionResetError:
+        # The peer closed without reading all of ours. What it said before comes next.
+        data, ancillary, flags = _receive_packet(sock)
     fds = [fd for _, _, rights in ancillary for (fd,) in struct.iter_unpack("i", rights)]
     try:
         if not data:
@@ -77,6 +78,14 @@ def receive(sock: socket.socket) -> tuple[Message, list[int]]:
             raise ValueError("nested too deeply") from None  # noqa: TRY004
         raise
     return message, fds
+
+
+def _receive_packet(sock: socket.socket) -> tuple[bytes, list[tuple[int, int, bytes]], int]:
+    # Not socket.recv_fds: Python 3.11's forgets the flags.
+    data, ancillary, flags, _ = sock.recvmsg(
+        _MAX_PACKET, socket.CMSG_SPACE(4 * _MAX_FDS), socket.MSG_CMSG_CLOEXEC
+    )
+    return data, ancillary, flags
 
 
 def _read_memfd(memfd: int) -> bytes:
