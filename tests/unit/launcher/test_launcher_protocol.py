@@ -114,6 +114,15 @@ def test_the_end_of_the_peer_is_told_from_a_time_out(pair: Pair) -> None:
         protocol.receive(pair[1])
 
 
+def test_the_last_word_of_a_peer_that_read_nothing_is_heard(pair: Pair) -> None:
+    protocol.send(pair[1], {"verb": "never read"})
+    protocol.send(pair[0], {"error": "why"})
+    pair[0].close()
+    assert protocol.receive(pair[1])[0] == {"error": "why"}
+    with pytest.raises(EOFError):
+        protocol.receive(pair[1])
+
+
 @given(data=st.binary(max_size=2000), count=st.integers(0, 3))
 def test_any_bytes_give_a_message_or_one_of_two_errors(data: bytes, count: int) -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
