@@ -19,8 +19,8 @@ def start_time(pid: int) -> int | None:
     """
     try:
         fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return None
+    except (FileNotFoundError, ProcessLookupError):
+        return None  # ESRCH: it went while its directory was looked up.
     try:
         stat = os.read(fd, 1024)
     except ProcessLookupError:

@@ -83,5 +83,7 @@ def _open(batch: list[int]) -> Iterator[tuple[int, int]]:
     for pid in batch:
         try:
             yield pid, os.pidfd_open(pid)
-        except ProcessLookupError:
-            continue  # it has ended by itself
+        except OSError as error:
+            # It has ended by itself; its number may be a thread's by now.
+            if error.errno not in (errno.ESRCH, errno.EINVAL, errno.ENOENT):
+                raise
