@@ -1,0 +1,110 @@
+"""Many lifecycles: nothing is left of them, on the host or in this process.
+
+NATIVERT_LIFECYCLES says how many; 1000 is the full measure.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+from pathlib import Path
+
+import census
+import pytest
+from nodes import make_descriptor, tag_of, until
+
+from nativert.runtime.node import Node
+
+pytestmark = [pytest.mark.root, pytest.mark.netns, pytest.mark.slow, pytest.mark.timeout(600)]
+
+LIFECYCLES = int(os.environ.get("NATIVERT_LIFECYCLES", "200"))
+# Of each, in turn: how it ends.
+ENDS = ("exits", "stopped", "paused and forced", "scaled", "killed")
+
+
+def descriptors() -> set[str]:
+    """What this process has open; reading them is one more, which is left out."""
+    here = Path("/proc/self/fd")
+    found = set()
+    for entry in here.iterdir():
+        try:
+            found.add(f"{entry.name} {os.readlink(entry)}")
+        except FileNotFoundError:
+            continue
+    return found
+
+
+def one_life(node: Node, number: int) -> None:
+    way = ENDS[number % len(ENDS)]
+    script = "exit 3" if way == "exits" else "exec sleep 1000"
+    native = {"pids": {"max": 20}, "memory": {"max": "64M"}, "network": {"ports": ["21301:80"]}}
+    app = node.define(make_descriptor(shell=script, veth=True, native=native)).instance
+    node.configure(app)
+    node.run(app)
+    if way == "exits":
+        end = node.wait(app, timeout_s=20).end
+        assert end is not None
+        assert end.exit_code == 3
+    elif way == "paused and forced":
+        node.pause(app)
+        node.remove(app, force=True)
+        return
+    elif way == "scaled":
+        node.scale(app, {"pids_max": 30, "memory_max": 80 << 20})
+        node.stop(app)
+    elif way == "killed":
+        node.kill(app, 9)
+        assert node.wait(app, timeout_s=20).state == "CONFIGURED"
+    else:
+        node.stop(app)
+    node.remove(app)
+
+
+def test_lifecycles_leave_nothing(node: Node, root: Path) -> None:
+    # The first one starts the launcher and makes the bridge.
+    for number in range(len(ENDS)):
+        one_life(node, number)
+    gc.collect()
+    tag = tag_of(root)
+    until(lambda: not [line for line in census.take() if f"link nv{tag}" in line])
+    before = {line for line in census.take() if tag in line or str(root) in line}
+    open_before = descriptors()
+    launcher = node._context.driver.open("launcher").pids()
+    assert len(launcher) == 1
+    launcher_fds = Path(f"/proc/{launcher[0]}/fd")
+    launcher_before = len(list(launcher_fds.iterdir()))
+
+    for number in range(LIFECYCLES):
+        one_life(node, number)
+
+    gc.collect()
+    assert node.list() == []
+    assert sorted(descriptors() - open_before) == []
+    assert len(list(launcher_fds.iterdir())) == launcher_before
+    assert node._context.driver.open("init").pids() == []
+    # The last veths are deleted in the background.
+    until(lambda: not [line for line in census.take() if f"link nv{tag}" in line])
+    assert {line for line in census.take() if tag in line or str(root) in line} == before
+    for directory in ("run/nativert/i", "run/nativert/locks", "var/lib/nativert/i"):
+        assert list((root / directory).iterdir()) == []
+    assert node._context.claims.ports(node._context.identity.id) == {}
+    found = {left.kind for left in node.gc()}
+    assert found <= {"process", "network", "cgroup"}
+    until(lambda: not [line for line in census.take() if tag in line])
+
+
+def test_runs_of_one_instance_leave_nothing(node: Node) -> None:
+    app = node.define(make_descriptor(shell="echo run; exit 0", veth=True)).instance
+    node.configure(app)
+    pid = node.inspect(app)["native"]["init_pid"]  # type: ignore[index]
+    init_fds = Path(f"/proc/{pid}/fd")
+    node.run(app)
+    node.wait(app, timeout_s=10)
+    here, there = len(descriptors()), len(list(init_fds.iterdir()))
+    for _ in range(LIFECYCLES):
+        node.run(app)
+        node.wait(app, timeout_s=10)
+    gc.collect()
+    assert len(descriptors()) == here
+    until(lambda: len(list(init_fds.iterdir())) == there, what="descriptors of init")
+    assert node._context.driver.open(f"i-{app}").pids() == []
