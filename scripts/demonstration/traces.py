@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 NAMESPACES = ("net", "mnt", "pid", "ipc", "uts", "user", "cgroup")
+FORWARDING = "ip_forward is on"
 KINDS = (
     "processes",
     "namespaces",
@@ -22,7 +23,7 @@ KINDS = (
     "links",
     "nftables tables",
     "files",
-    "ip_forward is on",
+    FORWARDING,
 )
 
 
@@ -37,6 +38,7 @@ class Traces:
         self._namespaces: set[str] = set()
         # Whole directories of nativert's, since a node with a root of its own has one file there.
         self._host_files = [path for path in host_files() if path.exists()]
+        self._alone = True
         self._counts: list[dict[str, int]] = [count(self._find())]
 
     def during(self) -> None:
@@ -53,24 +55,32 @@ class Traces:
         """Look when everything should be gone; return what is not."""
         found = self._find()
         self._counts.append(count(found))
-        return [] if self._counts[-1] == self._counts[0] else found
+        return [] if all(before == after for _, before, _, after in self.rows()) else found
 
     def rows(self) -> Iterator[tuple[str, int, int, int]]:
         """Yield kind and counts; where the node never ran, "while running" is as before."""
         before, *_, after = self._counts
         during = self._counts[1] if len(self._counts) > 2 else before
         for kind in KINDS:
+            if kind == FORWARDING and not self._alone:
+                continue
             yield kind, before[kind], during[kind], after[kind]
+
+    def _nodes(self) -> set[str]:
+        try:
+            return set(json.loads(read("/var/lib/nativert/host.json"))["nodes"]) - {self._node}
+        except ValueError:
+            return set()
 
     def _find(self) -> list[str]:
         return [f"{kind}: {name}" for kind in KINDS for name in self._of_kind(kind)]
 
     def _of_kind(self, kind: str) -> list[str]:
-        if kind == "ip_forward is on":
-            # One switch for the host: another node of it may need it on.
+        if kind == FORWARDING:
+            # One switch for the host: where there is another node, it may need it on.
             others = {name for name in links() if name.startswith("nrt-")} - {f"nrt-{self._tag}"}
-            on = read(FORWARD).strip() == "1" and not others
-            return ["net.ipv4.ip_forward"] if on else []
+            self._alone = self._alone and not others and not self._nodes()
+            return ["net.ipv4.ip_forward"] if read(FORWARD).strip() == "1" else []
         if kind == "files":
             return self._files()
         if not self._tag:
