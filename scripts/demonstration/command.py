@@ -220,9 +220,11 @@ class Demo:
         print("  operation      command   the runtime's own call")
         for verb, name in OPERATIONS:
             print(f"  {verb:<12} {self.took_ms[verb]:6.0f} ms {called[name]:14.2f} ms")
-        self.say(f"Of each command {bare_ms:.0f} ms are Python and nativert starting.", "")
-        self.say(f"The calls: median of {ROUNDS} in one process, the node in use.", "")
-        self.say("stop waits for the end that nginx needs.", "")
+        self.say(
+            f"Of each command {bare_ms:.0f} ms are Python and nativert starting; configure and"
+        )
+        self.say("clean load pyroute2 too, and the first configure starts the node's launcher.")
+        self.say(f"The calls: median of {ROUNDS} in one process. stop waits for nginx to end.")
 
     def rounds(self) -> dict[str, float]:
         """Measure the calls that the commands make, by the facade itself."""
