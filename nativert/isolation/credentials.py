@@ -9,11 +9,14 @@ from __future__ import annotations
 import os
 import resource
 from collections.abc import Mapping, Sequence
-from typing import Final
 
 import prctl
 
 from nativert.isolation.syscalls import capset, clear_ambient
+
+TYPE_CHECKING = False  # typing costs half a megabyte in each init
+if TYPE_CHECKING:
+    from typing import Final
 
 RLIMITS: Final = {
     name[7:].lower(): getattr(resource, name)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import os
 import re
-from typing import Final
 
 from nativert.isolation.syscalls import (
     AT_FDCWD,
@@ -32,6 +31,10 @@ from nativert.isolation.syscalls import (
     mount_setattr,
     openat2,
 )
+
+TYPE_CHECKING = False  # typing costs half a megabyte in each init
+if TYPE_CHECKING:
+    from typing import Final
 
 _STRICT: Final = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS
 # mountinfo(5) words for what a remount must keep.

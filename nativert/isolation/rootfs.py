@@ -11,7 +11,6 @@ import os
 import stat
 from collections import namedtuple
 from collections.abc import Sequence
-from typing import Final
 
 from nativert.isolation import mounts
 from nativert.isolation.syscalls import (
@@ -28,6 +27,10 @@ from nativert.isolation.syscalls import (
     pivot_root,
     umount2,
 )
+
+TYPE_CHECKING = False  # typing costs half a megabyte in each init
+if TYPE_CHECKING:
+    from typing import Final
 
 # kind: bind | tmpfs | symlink | mask | file. A plain tuple type, because it also travels
 # as JSON and the process that reads it imports as little as it can.

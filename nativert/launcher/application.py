@@ -10,12 +10,15 @@ import json
 import os
 import signal
 import time
-from typing import Any, Final
 
 from nativert.isolation import process
 from nativert.launcher import child
 from nativert.launcher.log import Log, Pipe
 from nativert.launcher.protocol import EXIT_FILE, Message
+
+TYPE_CHECKING = False  # typing costs half a megabyte in each init
+if TYPE_CHECKING:
+    from typing import Any, Final
 
 _TEMPORARY: Final = EXIT_FILE + ".tmp"
 

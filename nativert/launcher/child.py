@@ -15,10 +15,13 @@ import os
 import signal
 import termios
 from collections.abc import Sequence
-from typing import Any, Final, NoReturn
 
 from nativert.isolation import credentials, namespaces, syscalls
 from nativert.launcher import protocol
+
+TYPE_CHECKING = False  # typing costs half a megabyte in each init
+if TYPE_CHECKING:
+    from typing import Any, Final, NoReturn
 
 _REPORT_FD: Final = 3
 _MAX_TEXT: Final = 4096

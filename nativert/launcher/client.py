@@ -166,7 +166,7 @@ class LauncherClient:
         if "NATIVERT_KERNEL" in os.environ:
             environment["NATIVERT_KERNEL"] = os.environ["NATIVERT_KERNEL"]
         answer = subprocess.run(
-            [sys.executable, "-S", "-E", "-s", "-B", "-c", code],
+            [sys.executable, "-S", "-E", "-s", "-c", code],
             input=json.dumps(self._config).encode(),
             capture_output=True,
             start_new_session=True,

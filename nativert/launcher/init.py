@@ -15,7 +15,6 @@ import signal
 import socket
 import struct
 from collections.abc import Callable
-from typing import Any, Final, NoReturn
 
 from nativert.isolation import credentials, namespaces, rootfs, syscalls
 from nativert.launcher import child, protocol
@@ -24,6 +23,10 @@ from nativert.launcher.log import Log
 from nativert.launcher.plan import Program, Sandbox
 from nativert.launcher.protocol import Message
 from nativert.launcher.session import Connection, Session, read_report, standard_streams
+
+TYPE_CHECKING = False  # typing costs half a megabyte in each init
+if TYPE_CHECKING:
+    from typing import Any, Final, NoReturn
 
 # Sessions are refused long before connections, so that stop and release always get in.
 _MAX_SESSIONS: Final = 64

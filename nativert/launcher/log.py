@@ -14,7 +14,10 @@ import errno
 import fcntl
 import os
 import time
-from typing import Final
+
+TYPE_CHECKING = False  # typing costs half a megabyte in each init
+if TYPE_CHECKING:
+    from typing import Final
 
 CURRENT: Final = "current"
 _CHUNK: Final = 64 << 10

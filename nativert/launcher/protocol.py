@@ -12,9 +12,16 @@ import os
 import socket
 import struct
 from collections.abc import Sequence
-from typing import Any, Final
 
 from nativert import __version__
+
+TYPE_CHECKING = False  # typing costs half a megabyte in each init
+if TYPE_CHECKING:
+    from typing import Any, Final
+
+    Message = dict[str, Any]
+else:
+    Message = dict
 
 PROTO: Final = 1
 LAUNCHER_SOCKET: Final = "launcher.sock"
@@ -24,8 +31,6 @@ MAX_MESSAGE: Final = 16 << 20
 _MAX_PACKET: Final = 64 << 10
 _MAX_FDS: Final = 16
 _LARGE: Final = b'{"large":true}'
-
-Message = dict[str, Any]
 
 
 def hello() -> Message:

@@ -20,11 +20,14 @@ import socket
 import sys
 import time
 from collections.abc import Callable
-from typing import Final, NoReturn
 
 from nativert.isolation import chroot, credentials, namespaces, process, syscalls
 from nativert.launcher import init, protocol
 from nativert.launcher.protocol import Message
+
+TYPE_CHECKING = False  # typing costs half a megabyte in each init
+if TYPE_CHECKING:
+    from typing import Final, NoReturn
 
 LOCK: Final = "launcher.lock"
 # An init that has not answered by then is killed: a hung mount must not hold its caller.

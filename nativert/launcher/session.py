@@ -13,10 +13,13 @@ import struct
 import termios
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Final
 
 from nativert.launcher import protocol
 from nativert.launcher.protocol import Message
+
+TYPE_CHECKING = False  # typing costs half a megabyte in each init
+if TYPE_CHECKING:
+    from typing import Final
 
 # asm-generic/ioctls.h; the termios module has no name for these.
 _TIOCSPTLCK: Final = 0x40045431

@@ -46,7 +46,7 @@ def constants() -> dict[str, int]:
     return {
         name: value
         for name, value in vars(syscalls).items()
-        if isinstance(value, int) and re.fullmatch(r"[A-Z][A-Z0-9_]+", name)
+        if type(value) is int and re.fullmatch(r"[A-Z][A-Z0-9_]+", name)
     }
 
 
