@@ -460,10 +460,11 @@ def test_full_disk(
 def test_a_log_on_a_full_disk_does_not_disturb_the_application(
     full_disk: Callable[[], AbstractContextManager[None]], node: Node, cli: Callable[..., Any]
 ) -> None:
-    app = start(node, shell="while sleep 0.01; do echo line; done")
+    # Each time more than the page that its file may have left.
+    app = start(node, shell="while sleep 0.01; do seq 2000; done")
     with full_disk():
         before = node.stats([app])[0].cpu_ns
-        until(lambda: (node.stats([app])[0].cpu_ns or 0) > (before or 0) + 10_000_000)
+        until(lambda: (node.stats([app])[0].cpu_ns or 0) > (before or 0) + 30_000_000)
         assert run_inside(node, app, "true")[0] == 0
         assert node.get(app).state == "RUNNING"
         # A new command may have no room to open the store; then it says why.
