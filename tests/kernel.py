@@ -98,6 +98,26 @@ def bench() -> str:
     return _missing("crun", "runc", "bwrap")
 
 
+def systemd() -> str:
+    return "" if Path("/run/systemd/system").is_dir() else "needs systemd as PID 1"
+
+
+def vm() -> str:
+    return "" if os.environ.get("NATIVERT_VM") else "needs a machine of scripts/vm-test"
+
+
+def reboot() -> str:
+    return "" if os.environ.get("NATIVERT_BOOT") else "needs scripts/vm-test --reboot"
+
+
+def peer() -> str:
+    return "" if os.environ.get("NATIVERT_PEER") else "needs scripts/vm-test --nodes 2"
+
+
+def vagrant() -> str:
+    return _missing("vagrant")
+
+
 def _missing(*programs: str) -> str:
     # Debian keeps some of these in sbin, which a plain PATH may lack.
     path = os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin"
@@ -106,7 +126,11 @@ def _missing(*programs: str) -> str:
 
 
 PROBES: dict[str, Callable[[], str]] = {
-    probe.__name__: probe for probe in (root, cgroup_v1, cgroup_v2, unified, netns, apps, bench)
+    probe.__name__: probe
+    for probe in (
+        *(root, cgroup_v1, cgroup_v2, unified, netns, apps, bench),
+        *(systemd, vm, reboot, peer, vagrant),
+    )
 }
 
 
