@@ -36,6 +36,7 @@ class Traces:
         self._node = ""
         self._processes: set[tuple[int, str]] = set()
         self._namespaces: set[str] = set()
+        self._looked = 0.0
         # Whole directories of nativert's, since a node with a root of its own has one file there.
         self._host_files = [path for path in host_files() if path.exists()]
         self._alone = True
@@ -49,6 +50,7 @@ class Traces:
             if f"nativert-{self._tag}" in read(f"/proc/{pid}/cgroup"):
                 self._processes.add((pid, start(pid)))
                 self._namespaces |= namespaces(pid) - namespaces("self")
+        self._looked = float(read("/proc/uptime").split()[0]) * os.sysconf("SC_CLK_TCK")
         self._counts.append(count(self._find()))
 
     def after(self) -> list[str]:
@@ -65,6 +67,10 @@ class Traces:
             if kind == FORWARDING and not self._alone:
                 continue
             yield kind, before[kind], during[kind], after[kind]
+
+    def _was_there(self, pid: int) -> bool:
+        began = start(pid)
+        return began != "" and int(began) <= self._looked
 
     def _nodes(self) -> set[str]:
         try:
@@ -88,7 +94,8 @@ class Traces:
         if kind == "processes":
             return [f"{pid}" for pid, began in self._processes if start(pid) == began]
         if kind == "namespaces":
-            held = set().union(*(namespaces(pid) for pid in pids()))
+            # The kernel gives the numbers of namespaces again: of a later process it is another.
+            held = set().union(*(namespaces(pid) for pid in pids() if self._was_there(pid)))
             return sorted(self._namespaces & held)
         if kind == "cgroups":
             return [
