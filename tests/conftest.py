@@ -14,6 +14,7 @@ from collections.abc import Generator, Iterator
 import census as host
 import kernel
 import pytest
+import scale
 
 REQUIRED = frozenset(filter(None, os.environ.get("NATIVERT_REQUIRE", "").split(",")))
 
@@ -30,6 +31,16 @@ def pytest_configure(config: pytest.Config) -> None:
             f"NATIVERT_REQUIRE: {', '.join(sorted(unknown))}: known are"
             f" {', '.join(kernel.PROBES)}, all"
         )
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Give every test its time as this machine needs it."""
+    ordinary_s = float(config.getini("timeout"))
+    for item in items:
+        own = item.get_closest_marker("timeout")
+        timeout_s = float(own.args[0]) if own and own.args else ordinary_s
+        item.add_marker(pytest.mark.timeout(scale.seconds(timeout_s)), append=False)
 
 
 @pytest.hookimpl(tryfirst=True)

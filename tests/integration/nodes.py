@@ -10,13 +10,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import scale
+
 from nativert.fdu.descriptor import Descriptor, decode
 from nativert.runtime.node import Node
 from nativert.store.claims import Claims
 from nativert.store.identity import open_identity
 from nativert.store.paths import Paths
 
-DEADLINE_S = 10.0
+DEADLINE_S = scale.seconds(10)
 PYTHON = "/usr/bin/python3"
 # The command with this interpreter and this tree, wherever it is installed.
 CLI = (sys.executable, "-m", "nativert")
