@@ -23,6 +23,7 @@ from nodes import make_descriptor, run_inside, start, until, until_logged
 from nativert.errors import Code, NativertError
 from nativert.isolation.syscalls import MNT_DETACH, mount, umount2
 from nativert.runtime.node import Node
+from nativert.runtime.protocols import DownloadLimits
 
 pytestmark = [pytest.mark.root, pytest.mark.netns]
 
@@ -302,10 +303,8 @@ def test_a_server_that_lies(node: Node) -> None:
 
 
 def test_a_server_that_hangs(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
-    from nativert.runtime import image_cache
-
     images = node._context.images
-    short = image_cache.DownloadLimits(
+    short = DownloadLimits(
         max_bytes=MIB, connect_timeout_s=1.0, stall_timeout_s=0.3, total_timeout_s=1.0
     )
     monkeypatch.setattr(images._cache, "_limits", short)
