@@ -6,6 +6,7 @@ import os
 import select
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 from nativert.isolation.syscalls import (
@@ -36,61 +37,26 @@ def parse(record: bytes) -> LogLine | None:
     )
 
 
-def _files(directory: Path) -> list[Path]:
-    """Return the log files, oldest first."""
-    try:
-        names = os.listdir(directory)
-    except FileNotFoundError:
-        return []
-    old = sorted((int(name) for name in names if name.isdigit()), reverse=True)
-    current = [directory / CURRENT] if CURRENT in names else []
-    return [directory / str(number) for number in old] + current
-
-
-def _records(path: Path) -> Iterator[bytes]:
-    try:
-        file = open(path, "rb")
-    except FileNotFoundError:
-        return
-    with file:
-        for record in file:
-            if record.endswith(b"\n"):
-                yield record[:-1]
-
-
 def read(directory: Path, *, tail: int | None = None) -> Iterator[LogLine]:
     """Yield what is stored, the last *tail* records of it if given."""
-    lines = (
-        line for path in _files(directory) for record in _records(path) if (line := parse(record))
-    )
-    if tail is None:
-        yield from lines
-    else:
-        yield from deque(lines, maxlen=tail)
+    with closing(_Chain(directory)) as chain:
+        yield from chain.read() if tail is None else deque(chain.read(), maxlen=tail)
 
 
 def follow(directory: Path, *, tail: int | None, running: Callable[[], bool]) -> Iterator[LogLine]:
     """Yield what is stored and then what comes, until *running* says no and all is read."""
     watch = inotify_init1()
+    chain = _Chain(directory)
     try:
         inotify_add_watch(watch, str(directory), IN_MODIFY | IN_CREATE | IN_MOVED_TO)
-        reader = _Reader(directory)
-        # Opened before the older ones are listed: a rotation meanwhile loses nothing.
-        older = [
-            line
-            for path in _files(directory)
-            if path.name != CURRENT
-            for record in _records(path)
-            if (line := parse(record))
-        ]
-        lines = older + list(reader.read())
-        yield from lines if tail is None else lines[-tail:] if tail else ()
+        if tail is not None:
+            yield from deque(chain.read(), maxlen=tail)
         poll = select.poll()
         poll.register(watch, select.POLLIN)
         while True:
             # Asked before the read: what was written before the end is in what is read after.
             goes_on = running()
-            yield from reader.read()
+            yield from chain.read()
             if not goes_on:
                 return
             if poll.poll(_LOOK_S * 1000):
@@ -99,42 +65,75 @@ def follow(directory: Path, *, tail: int | None, running: Callable[[], bool]) ->
                 except BlockingIOError:
                     pass
     finally:
+        chain.close()
         os.close(watch)
 
 
-class _Reader:
-    """Reads the current file onwards, over rotations."""
+class _Chain:
+    """Reads a log's files from the oldest to the current one, however they are rotated."""
 
     def __init__(self, directory: Path) -> None:
-        self._path = directory / CURRENT
+        self._directory = directory
         self._fd = -1
         self._rest = b""
 
-    def __del__(self) -> None:
+    def close(self) -> None:
         if self._fd >= 0:
             os.close(self._fd)
+        self._fd = -1
 
     def read(self) -> Iterator[LogLine]:
+        """Yield what has been stored since the last call."""
         while True:
-            if self._fd < 0:
-                try:
-                    self._fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
-                except FileNotFoundError:
-                    return
-            while data := os.read(self._fd, _CHUNK):
-                *records, self._rest = (self._rest + data).split(b"\n")
-                for record in records:
-                    line = parse(record)
-                    if line is not None:
-                        yield line
-            if not self._rotated():
+            if self._fd >= 0:
+                yield from self._lines()
+            following = self._next()
+            if following < 0:
                 return
-            # Renamed: what was written up to the rename has been read above.
-            os.close(self._fd)
-            self._fd, self._rest = -1, b""
+            if self._fd >= 0:
+                # Complete now: its writer has gone on to another. A record without an end
+                # is one that a full disk cut short.
+                yield from self._lines()
+                os.close(self._fd)
+            self._fd, self._rest = following, b""
 
-    def _rotated(self) -> bool:
+    def _lines(self) -> Iterator[LogLine]:
+        while data := os.read(self._fd, _CHUNK):
+            *records, self._rest = (self._rest + data).split(b"\n")
+            for record in records:
+                line = parse(record)
+                if line is not None:
+                    yield line
+
+    def _next(self) -> int:
+        """Return a descriptor of the file after ours, or -1 if ours is the newest."""
+        while True:
+            names = self._names()
+            ours = next((at for at, name in enumerate(names) if self._is(self._fd, name)), -1)
+            # Ours may have been rotated out: then every file that is there came after it.
+            if ours + 1 == len(names):
+                return -1
+            try:
+                fd = os.open(self._directory / names[ours + 1], os.O_RDONLY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                continue
+            # Renamed from the oldest on: if these stand where they stood, so do all between.
+            stand = ours < 0 or self._is(self._fd, names[ours])
+            if stand and self._is(fd, names[ours + 1]) and self._names() == names:
+                return fd
+            os.close(fd)
+
+    def _names(self) -> list[str]:
+        """Return the names of the files, the oldest first."""
         try:
-            return not os.path.samestat(os.fstat(self._fd), os.stat(self._path))
+            names = os.listdir(self._directory)
         except FileNotFoundError:
-            return True
+            return []
+        old = sorted((int(name) for name in names if name.isdigit()), reverse=True)
+        return [*map(str, old), *([CURRENT] if CURRENT in names else [])]
+
+    def _is(self, fd: int, name: str) -> bool:
+        try:
+            return fd >= 0 and os.path.samestat(os.fstat(fd), os.stat(self._directory / name))
+        except FileNotFoundError:
+            return False

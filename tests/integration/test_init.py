@@ -435,7 +435,7 @@ def test_hundreds_of_runs_and_sessions_cost_init_nothing(instance: Instance) -> 
         return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
 
     before = instance.descriptors(), resident_kib()
-    for number in range(300):
+    for number in range(150):
         instance.run_to_end(shell("echo line"), number)
         instance.exec(shell("exit 0"))
     until(lambda: instance.descriptors() <= before[0])

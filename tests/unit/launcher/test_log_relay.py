@@ -45,7 +45,9 @@ class Relay:
         assert self.pipe.drain() is False
 
     def records(self) -> list[tuple[bytes, bytes, bytes]]:
-        stored = b"".join(path.read_bytes() for path in reading._files(self.directory))
+        stored = b"".join(
+            (self.directory / name).read_bytes() for name in reading._Chain(self.directory)._names()
+        )
         found = [match.groups() for match in RECORD.finditer(stored)]
         assert sum(len(m.group()) for m in RECORD.finditer(stored)) == len(stored), stored[:300]
         return found
