@@ -40,11 +40,12 @@ _SIOCSIFFLAGS: Final = 0x8914
 _IFF_UP: Final = 1
 
 
-def create(id_base: int, id_count: int, *, network: bool) -> dict[str, int]:
+def create(id_base: int, id_count: int, *, network: bool, reap: bool = True) -> dict[str, int]:
     """Create user, UTS, IPC and (with *network*) network namespaces; return descriptors.
 
-    Ids 0..id_count-1 inside are id_base.. on the host; see user_namespaces(7). Leaves a
-    dead child behind for the caller to reap.
+    Ids 0..id_count-1 inside are id_base.. on the host; see user_namespaces(7). Without
+    *reap* it leaves a dead child to a caller who reaps all of its own: waiting for the
+    scheduler takes milliseconds on a busy machine.
     """
     if not 0 < id_base <= (1 << 32) - id_count:
         # The kernel takes the number modulo 2**32: it could become the host's root.
@@ -72,9 +73,9 @@ def create(id_base: int, id_count: int, *, network: bool) -> dict[str, int]:
             os.close(fd)
         raise
     finally:
-        # Reaped by the caller, who reaps anyway: waiting here would be for the scheduler,
-        # milliseconds on a busy machine.
         os.kill(pid, signal.SIGKILL)
+        if reap:
+            os.waitpid(pid, 0)
     return held
 
 

@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, NamedTuple, Self
@@ -65,9 +65,20 @@ class Channel:
                 raise OSError(errno.EPROTO, f"the peer speaks protocol {self._peer.get('proto')}")
         return self._peer
 
-    def call(self, message: Message, fds: Sequence[int] = ()) -> tuple[Message, list[int]]:
-        """Send one verb and return the answer with its descriptors."""
+    def call(
+        self,
+        message: Message,
+        fds: Sequence[int] = (),
+        *,
+        meanwhile: Callable[[], None] | None = None,
+    ) -> tuple[Message, list[int]]:
+        """Send one verb and return the answer with its descriptors.
+
+        *meanwhile* is called while the peer is at work; what it raises ends the call.
+        """
         protocol.send(self.sock, message, fds)
+        if meanwhile is not None:
+            meanwhile()
         self.peer()
         return self.receive()
 
@@ -188,13 +199,17 @@ class LauncherClient:
             )
         return bool(message.get("ok"))
 
-    def create(self, sandbox: Any) -> Created:
-        """Create an init for a `plan.Sandbox`; raises ReportedError, OSError."""
+    def create(self, sandbox: Any, *, meanwhile: Callable[[], None] | None = None) -> Created:
+        """Create an init for a `plan.Sandbox`; raises ReportedError, OSError.
+
+        *meanwhile* is called while the launcher is at work, and again should it have to be
+        asked again.
+        """
         message = {"verb": "create", "sandbox": sandbox._asdict()}
         for attempt in range(2):
             channel = self._take()
             try:
-                answer, fds = channel.call(message)
+                answer, fds = channel.call(message, meanwhile=meanwhile)
                 hello = channel.peer()
             except (EOFError, ConnectionError) as e:
                 # It left, being idle, just before the call. A creation that it had begun dies

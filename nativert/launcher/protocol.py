@@ -7,6 +7,7 @@ exec, release) are frozen as proto 1: an init outlives upgrades of what talks to
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import socket
@@ -35,9 +36,13 @@ _LARGE: Final = b'{"large":true}'
 
 def hello() -> Message:
     """Return the first message of either side."""
+    return {"proto": PROTO, "version": __version__, "boot_id": _boot_id(), "pid": os.getpid()}
+
+
+@functools.cache
+def _boot_id() -> str:
     with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-        boot_id = file.read().strip()
-    return {"proto": PROTO, "version": __version__, "boot_id": boot_id, "pid": os.getpid()}
+        return file.read().strip()
 
 
 def send(sock: socket.socket, message: Message, fds: Sequence[int] = ()) -> None:

@@ -221,7 +221,7 @@ class Launcher:
         try:
             # While init builds its root on another cpu.
             held = namespaces.create(
-                sandbox["id_base"], sandbox["id_count"], network=sandbox["network"]
+                sandbox["id_base"], sandbox["id_count"], network=sandbox["network"], reap=False
             )
         except Exception as e:  # noqa: BLE001 - whatever it was, the creation ends
             self._finish(ours.fileno(), pending, protocol.error_message("namespaces", e))

@@ -12,7 +12,7 @@ import errno
 import os
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -82,28 +82,35 @@ def configure(context: Context, seen: Observed, *, progress: Progress | None = N
         cgroup=release.cgroup_name(row.uuid),
         details={"network": bool(row.interfaces)},
     )
+    before = row
+
+    def store() -> None:
+        nonlocal row
+        row = context.store.update(
+            row.uuid, desired=State.CONFIGURED.value, limits=limits_of.encode(limits), end=None
+        )
+        failpoint("configure.stored")
+
     # What the node has on the host, such as its bridge, stays while somebody makes use of it.
     with context.host_lock(shared=True):
         boot.write_facts(context.paths, row.uuid, facts)
         try:
             failpoint("configure.intent")
-            facts = _acquire(context, row, descriptor, facts, progress)
-            row = context.store.update(
-                row.uuid, desired=State.CONFIGURED.value, limits=limits_of.encode(limits), end=None
-            )
-            failpoint("configure.stored")
+            facts = _acquire(context, row, descriptor, facts, progress, store)
             boot.write_facts(context.paths, row.uuid, facts)
         except BaseException as failure:
-            _undo(context, row, facts, failure)
+            _undo(context, before, row, facts, failure)
             raise
     return Observed(row, State.CONFIGURED, facts, None)
 
 
-def _undo(context: Context, row: Row, facts: Facts, failure: BaseException) -> None:
+def _undo(context: Context, before: Row, row: Row, facts: Facts, failure: BaseException) -> None:
     noted = boot.read_facts(context.paths, row.uuid) or facts
     try:
-        if row.desired != State.DEFINED.value:
-            context.store.update(row.uuid, desired=State.DEFINED.value)
+        if row != before or row.desired != State.DEFINED.value:
+            context.store.update(
+                row.uuid, desired=State.DEFINED.value, limits=before.limits, end=before.end
+            )
         release.everything(context, row, noted)
     except NativertError as e:
         # What is told is why configure failed; the next operation releases the rest.
@@ -111,7 +118,12 @@ def _undo(context: Context, row: Row, facts: Facts, failure: BaseException) -> N
 
 
 def _acquire(
-    context: Context, row: Row, descriptor: Descriptor, facts: Facts, progress: Progress | None
+    context: Context,
+    row: Row,
+    descriptor: Descriptor,
+    facts: Facts,
+    progress: Progress | None,
+    store: Callable[[], None],
 ) -> Facts:
     sources = Sources(context, row)
     limits = limits_of.decode(row.limits) or limits_of.of_descriptor(descriptor)
@@ -143,7 +155,9 @@ def _acquire(
         }
     )
     with step(row.name, "sandbox"):
-        created = launcher.create(plan)
+        # The commit waits for the disk while the launcher works: a crash of ours is settled by
+        # the intent, whichever came first.
+        created = launcher.create(plan, meanwhile=store)
     try:
         failpoint("configure.init")
         details: dict[str, object] = {

@@ -7,6 +7,7 @@ operation that its process did not live to finish.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from dataclasses import dataclass
 
@@ -246,6 +247,9 @@ def _after_run(context: Context, seen: Observed) -> Observed:
         late = TimeoutError(110, "its init does not answer")
         raise StepError(seen.row.name, "run", late, code=Code.RUN)
     if status["state"] == "idle" or status.get("run") != facts.run:
+        if seen.row.desired != State.CONFIGURED.value:
+            row = context.store.update(seen.row.uuid, desired=State.CONFIGURED.value)
+            seen = dataclasses.replace(seen, row=row)
         return _with_state(context, seen, State.CONFIGURED)
     details = facts.details | {"pid": status.get("host_pid"), "start": status["start"]}
     running = msgspec.structs.replace(facts, started_at=status["started_at"], details=details)

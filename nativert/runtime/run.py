@@ -41,14 +41,28 @@ def run(context: Context, seen: Observed, *, env: Mapping[str, str] | None = Non
     boot.write_facts(context.paths, row.uuid, intended)
     failpoint("run.intent")
     message = {"verb": "run", "run": number, "program": plan._asdict()}
+
+    def store() -> None:
+        nonlocal row
+        row = context.store.update(
+            row.uuid, desired=State.RUNNING.value, run_count=number, end=None
+        )
+
     try:
         with context.init(row.uuid) as channel:
-            answer, fds = channel.call(message)
+            # The commit waits for the disk while init works.
+            answer, fds = channel.call(message, meanwhile=store)
+    except NativertError:
+        # What cannot be noted must not run: nobody would know of it after a reboot.
+        _take_back(context, row.uuid, facts, number)
+        raise
     except ReportedError as e:
         _withdraw(context, row.uuid, facts, number)
         error = execute.exec_error(row, e)
         end = verdict.encode(verdict.exec_failed(error.message))
-        context.store.update(row.uuid, end=end, event=("exec-failed", end))
+        context.store.update(
+            row.uuid, desired=State.CONFIGURED.value, end=end, event=("exec-failed", end)
+        )
         raise error from e
     except (OSError, EOFError) as e:
         # Whether it was started is init's to say: the next look settles it.
@@ -65,11 +79,7 @@ def run(context: Context, seen: Observed, *, env: Mapping[str, str] | None = Non
         )
         boot.write_facts(context.paths, row.uuid, running)
         failpoint("run.noted")
-        row = context.store.update(
-            row.uuid, desired=State.RUNNING.value, run_count=number, end=None
-        )
     except BaseException:
-        # What cannot be noted must not run: nobody would know of it after a reboot.
         _take_back(context, row.uuid, facts, number)
         raise
     return Observed(row, State.RUNNING, running, None)
@@ -82,7 +92,8 @@ def _take_back(context: Context, uuid: str, facts: Facts, number: int) -> None:
             if status["state"] != "idle" and not _signal(channel, _KILL_ALL):
                 _ended(channel, _KILL_TIMEOUT_S)
         _withdraw(context, uuid, facts, number)
-    except (OSError, EOFError):
+        context.store.update(uuid, desired=State.CONFIGURED.value)
+    except (OSError, EOFError, NativertError):
         pass  # Told is why the run failed; what stands now is settled by the next look.
 
 
