@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import stat
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Final
 
 import msgspec
 
 from nativert.errors import Code, DescriptorError, NativertError
 from nativert.fdu.descriptor import Descriptor
 from nativert.isolation.cgroups.limits import IoLimit, Limits
+
+_LARGEST: Final = (1 << 63) - 1
 
 
 def device_number(device: str) -> str:
@@ -67,24 +70,44 @@ def changed(limits: Limits, change: Mapping[str, object]) -> Limits:
         )
     values: dict[str, Any] = dict(change)
     if values.get("io") is not None:
-        by_device = {limit.device: limit for limit in limits.io}
-        for entry in values["io"]:
-            fields = dict(entry) if isinstance(entry, Mapping) else dataclasses.asdict(entry)
-            device = device_number(fields.pop("device"))
-            before = by_device.get(device, IoLimit(device))
-            by_device[device] = dataclasses.replace(before, **fields)
-        # An entry in which nothing is left is no limit any more.
-        values["io"] = tuple(
-            limit for limit in by_device.values() if limit != IoLimit(limit.device)
-        )
+        try:
+            values["io"] = _changed_io(limits.io, values["io"])
+        except (KeyError, TypeError, AttributeError) as e:
+            raise NativertError(f"bad limit: io: {e}", code=Code.USAGE) from e
     elif "io" in values:
         values["io"] = ()
     try:
-        return msgspec.convert(
+        result = msgspec.convert(
             dataclasses.asdict(dataclasses.replace(limits, **values)), Limits, strict=True
         )
     except msgspec.ValidationError as e:
         raise NativertError(f"bad limit: {e}", code=Code.USAGE) from e
+    for name, value in _numbers(result):
+        # v1 takes -1 for "no limit", and JSON has no infinity to store.
+        lowest = 0 if name == "memory_swap" else 1
+        if not math.isfinite(value) or not (lowest <= value <= _LARGEST or name == "cpu_max"):
+            raise NativertError(
+                f"bad limit: {name}: {value} is not from {lowest} to {_LARGEST}", code=Code.USAGE
+            )
+    return result
+
+
+def _changed_io(before: Iterable[IoLimit], change: Iterable[Any]) -> tuple[IoLimit, ...]:
+    by_device = {limit.device: limit for limit in before}
+    for entry in change:
+        fields = dict(entry) if isinstance(entry, Mapping) else dataclasses.asdict(entry)
+        device = device_number(fields.pop("device"))
+        limit = by_device.get(device, IoLimit(device))
+        by_device[device] = dataclasses.replace(limit, **fields)
+    # An entry in which nothing is left is no limit any more.
+    return tuple(limit for limit in by_device.values() if limit != IoLimit(limit.device))
+
+
+def _numbers(limits: Limits) -> Iterator[tuple[str, float]]:
+    for part in (limits, *limits.io):
+        for name, value in dataclasses.asdict(part).items():
+            if isinstance(value, int | float):
+                yield name, value
 
 
 def encode(limits: Limits) -> str:
