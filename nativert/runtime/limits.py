@@ -104,7 +104,8 @@ def _changed_io(before: Iterable[IoLimit], change: Iterable[Any]) -> tuple[IoLim
 
 
 def _numbers(limits: Limits) -> Iterator[tuple[str, float]]:
-    for part in (limits, *limits.io):
+    parts: tuple[Limits | IoLimit, ...] = (limits, *limits.io)
+    for part in parts:
         for name, value in dataclasses.asdict(part).items():
             if isinstance(value, int | float):
                 yield name, value
