@@ -12,7 +12,7 @@ import os
 import signal
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -138,9 +138,22 @@ class InitChannel(Channel):
         self.sock = _Socket(init.process.pid)  # type: ignore[assignment]
         self._follows = False
 
-    def call(self, message: Message, fds: Sequence[int] = ()) -> tuple[Message, list[int]]:
+    def call(
+        self,
+        message: Message,
+        fds: Sequence[int] = (),
+        *,
+        meanwhile: Callable[[], None] | None = None,
+    ) -> tuple[Message, list[int]]:
+        self._host.step(f"init {message['verb']}")
+        answer = self._answer(message)
+        if meanwhile is not None:
+            # What it raises does not take back what was asked for.
+            meanwhile()
+        return answer
+
+    def _answer(self, message: Message) -> tuple[Message, list[int]]:
         verb, init = message["verb"], self._init
-        self._host.step(f"init {verb}")
         if verb == "status":
             return self._status(message)
         if verb == "run":
@@ -182,8 +195,11 @@ class Launcher:
     def __init__(self, host: Host) -> None:
         self._host = host
 
-    def create(self, sandbox: Any) -> Created:
+    def create(self, sandbox: Any, *, meanwhile: Callable[[], None] | None = None) -> Created:
         self._host.step("create")
+        if meanwhile is not None:
+            # What it raises drops the connection, and with it what was being created.
+            meanwhile()
         init = Init(Path(sandbox.directory))
         self._host.inits[sandbox.instance] = init
         network = os.open("/dev/null", os.O_RDONLY) if sandbox.network else None

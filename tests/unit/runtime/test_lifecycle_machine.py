@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -231,3 +232,69 @@ Lifecycle.TestCase.settings = settings(
     suppress_health_check=list(HealthCheck),
 )
 TestLifecycle = pytest.mark.timeout(110)(Lifecycle.TestCase)
+
+CLIMB = {
+    "configure": (),
+    "undefine": (),
+    "run": ("configure",),
+    "clean": ("configure",),
+    "stop": ("configure", "run"),
+    "pause": ("configure", "run"),
+    "scale": ("configure", "run"),
+    "resume": ("configure", "run", "pause"),
+}
+
+
+@pytest.fixture
+def machine() -> Iterator[Lifecycle]:
+    lifecycle = Lifecycle()
+    yield lifecycle
+    lifecycle.teardown()
+
+
+def climb(machine: Lifecycle, verb: str) -> None:
+    machine.define()
+    for before in CLIMB[verb]:
+        machine._operate(before, 0)
+
+
+def live_on(machine: Lifecycle) -> None:
+    """From wherever it is, the instance can be removed, and another one lives and goes."""
+    machine.node_and_host_agree()
+    if machine.state is not State.UNDEFINED:
+        machine.remove(None)
+        machine.node_and_host_agree()
+    machine.define()
+    for verb in ("configure", "run", "pause", "resume", "scale", "stop", "clean", "undefine"):
+        machine._operate(verb, 100)
+        machine.node_and_host_agree()
+
+
+@pytest.mark.parametrize("point", [point for points in POINTS.values() for point in points])
+def test_a_failure_behind_each_step(machine: Lifecycle, point: str) -> None:
+    verb = next(verb for verb, points in POINTS.items() if point in points)
+    climb(machine, verb)
+    failpoints.arm(f"{point}=raise")
+    machine._operate(verb, 100)
+    assert machine.errors == 1
+    live_on(machine)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_failure_of_each_call(verb: str) -> None:
+    failed = True
+    fails_in = 0
+    while failed:
+        machine = Lifecycle()
+        try:
+            climb(machine, verb)
+            machine.host.fails_in = fails_in
+            machine._operate(verb, 100)
+            # Not used up: the operation has fewer calls, and every one of them has failed once.
+            failed = machine.host.fails_in is None
+            machine.host.fails_in = None
+            live_on(machine)
+        finally:
+            machine.teardown()
+        fails_in += 1
+    assert fails_in >= 2
