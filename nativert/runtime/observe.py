@@ -51,6 +51,9 @@ def observe(context: Context, row: Row) -> Observed:
         if row.desired == State.DEFINED.value:
             return Observed(row, State.DEFINED, None, end)
         rebooted = row.boot_id != boot.boot_id()
+        if rebooted and end is not None and row.desired == State.CONFIGURED.value:
+            # Its application had ended before, and that is what it is remembered by.
+            return Observed(row, State.DEFINED, None, end, Event.INIT_LOST)
         reason = verdict.node_rebooted() if rebooted else verdict.init_lost(None)
         return Observed(row, State.DEFINED, None, reason, Event.INIT_LOST)
     state = State(facts.state)
