@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -76,7 +76,13 @@ def steps(descriptor: Descriptor, sources: Sources) -> list[Step]:
     result += [Step("file", str(sources.etc / name), f"/etc/{name}") for name in ours]
     if sources.script is not None:
         result.append(Step("file", str(sources.script), SCRIPT))
-    return _outer_first(result)
+    own = [*(m.target for m in native.mounts), *(t.target for t in native.tmpfs_mounts())]
+    return _outer_first([step for step in result if not _hides(step, own)])
+
+
+def _hides(step: Step, targets: Sequence[str]) -> bool:
+    # What the descriptor itself puts there is no secret of the host's.
+    return step.kind == "mask" and any(f"{step.target}/".startswith(f"{t}/") for t in targets)
 
 
 def _outer_first(result: list[Step]) -> list[Step]:

@@ -29,14 +29,19 @@ def _passwd(root: Path) -> bytes | None:
 def _entries(root: Path) -> list[list[str]]:
     text = (_passwd(root) or b"").decode(errors="replace")
     lines = (line.split(":") for line in text.splitlines() if not line.startswith("#"))
-    return [line for line in lines if len(line) >= 4 and line[2].isdecimal()]
+    return [line for line in lines if len(line) >= 4 and _is_id(line[2])]
+
+
+def _is_id(text: str) -> bool:
+    # int() refuses thousands of digits, and an image may have them.
+    return text.isdecimal() and len(text) <= 10
 
 
 def find(user: str | int, root: Path) -> User:
     """Return the user in the passwd(5) beneath *root*; NativertError if a name is not there."""
     for name, _, uid, gid, *_rest in _entries(root):
         if user in (name, int(uid)):
-            if int(uid) >= ID_COUNT or not gid.isdecimal() or int(gid) >= ID_COUNT:
+            if int(uid) >= ID_COUNT or not _is_id(gid) or int(gid) >= ID_COUNT:
                 raise NativertError(
                     f"user {user}: its ids {uid}:{gid} are outside of 0..{ID_COUNT - 1}",
                     code=Code.CONFIGURE,
