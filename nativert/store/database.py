@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from nativert.errors import Code, NativertError
-from nativert.store import files, schema
+from nativert.store import files, reserve, schema
 from nativert.store.locks import Lock
 
 if TYPE_CHECKING:
@@ -19,11 +19,29 @@ BUSY_TIMEOUT_S: Final = 10.0
 SIDES: Final = ("-wal", "-shm")
 
 
+class FullDiskError(NativertError):
+    """SQLite found no space; the old record is intact."""
+
+    code = Code.STORE
+
+
 def connect(path: Path, *, lock: Path) -> sqlite3.Connection:
     """Open the store, made or brought to the present schema under *lock* where needed.
 
     Raises NativertError(STORE) for a damaged store and for one of a newer nativert.
     """
+    try:
+        connection = _connect(path, lock)
+    except FullDiskError:
+        # Without the store nothing could be stopped or removed, which is what frees space.
+        if not reserve.give_up(path):
+            raise
+        return _connect(path, lock)
+    reserve.keep(path)
+    return connection
+
+
+def _connect(path: Path, lock: Path) -> sqlite3.Connection:
     with typed_errors(path):
         if not os.path.lexists(path):
             with Lock(lock, what=str(path), timeout_s=BUSY_TIMEOUT_S):
@@ -121,9 +139,8 @@ def typed_errors(path: Path) -> Iterator[None]:
         primary = extended & 0xFF
         # Opening needs 32 KiB for the -shm file, whose failure is not counted as FULL.
         if primary == sqlite3.SQLITE_FULL or extended == sqlite3.SQLITE_IOERR_SHMSIZE:
-            raise NativertError(
+            raise FullDiskError(
                 f"{path}: no space left; nothing was changed",
-                code=Code.STORE,
                 hint=f"free space in the file system of {path.parent}",
             ) from e
         if primary in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):

@@ -12,10 +12,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from ipaddress import IPv4Network
-from typing import TYPE_CHECKING, Any, Final, Self, Unpack
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, Unpack
 
 from nativert.errors import Code, DescriptorError, NativertError, UnknownInstanceError
-from nativert.store import allocation, database, rows
+from nativert.store import allocation, database, reserve, rows
 from nativert.store.boot import boot_id
 from nativert.store.paths import Paths, check_uuid
 from nativert.store.rows import Changes, Event, Interface, Row
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MAX_EVENTS", "Changes", "Event", "Interface", "Row", "Store"]
 
+_T = TypeVar("_T")
 MAX_EVENTS: Final = 10_000
 _SHOWN_CANDIDATES: Final = 5
 _KEPT_ROWS: Final = 4096
@@ -197,6 +198,9 @@ class Store:
         unknown = changes.keys() - Changes.__annotations__.keys()
         if unknown:
             raise TypeError(f"no such column to update: {', '.join(sorted(unknown))}")
+        return self._with_reserve(lambda: self._update(uuid, event, changes))
+
+    def _update(self, uuid: str, event: tuple[str, str] | None, changes: Changes) -> Row:
         assignments = "".join(f'"{column}" = ?, ' for column in changes)
         with self._transaction() as connection:
             changed = connection.execute(
@@ -218,6 +222,9 @@ class Store:
 
         The caller has seen the kernel confirm that its links are gone.
         """
+        self._with_reserve(lambda: self._delete(uuid, event))
+
+    def _delete(self, uuid: str, event: tuple[str, str] | None) -> None:
         with self._transaction() as connection:
             allocation.release_addresses(connection, uuid)
             deleted = connection.execute("DELETE FROM instances WHERE uuid = ?", (uuid,))
@@ -255,6 +262,15 @@ class Store:
         with self._reading() as connection:
             found = [str(row[0]) for row in connection.execute("PRAGMA integrity_check")]
         return [] if found == ["ok"] else found
+
+    def _with_reserve(self, change: Callable[[], _T]) -> _T:
+        try:
+            return change()
+        except database.FullDiskError:
+            # On a full disk instances can be stopped and removed; nothing new is let in.
+            if not reserve.give_up(self._path):
+                raise
+            return change()
 
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:

@@ -3,70 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import io
 import os
 import socket
 import struct
-import tarfile
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
 from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any
 
-import census
 import pytest
-from nodes import make_descriptor, run_inside, start, until, until_logged
+from nodes import make_descriptor, run_inside, start
+from refusal import configure_refused, refused
 
 from nativert.errors import Code, NativertError
-from nativert.isolation.syscalls import MNT_DETACH, mount, umount2
 from nativert.runtime.node import Node
-from nativert.runtime.protocols import DownloadLimits
 
 pytestmark = [pytest.mark.root, pytest.mark.netns]
 
 SLEEP = "exec sleep 1000"
 MIB = 1 << 20
-
-
-@contextmanager
-def refused(code: Code, *words: str) -> Iterator[None]:
-    """The block raises a NativertError with this code, whose text has these words."""
-    with pytest.raises(NativertError) as caught:
-        yield
-    text = str(caught.value)
-    assert caught.value.code is code, text
-    for word in words:
-        assert word in text, text
-    # One line, no full stop, no Python in it.
-    assert "\n" not in caught.value.message
-    assert not text.endswith(".")
-    assert "Traceback" not in text
-    assert "Errno" not in text, text
-
-
-def assert_nothing_of(node: Node, ref: str) -> None:
-    """Nothing of the instance is on the host but its entry, its empty data and its log."""
-    assert node.get(ref).state == "DEFINED"
-    context = node._context
-    assert f"i-{ref}" not in context.driver.names()
-    assert not context.paths.instance_run(ref).exists()
-    assert context.network.links() == ()
-    assert context.claims.ports(context.identity.id).get(ref) is None
-    left = [path for path in context.paths.instance_lib(ref).rglob("*") if path.is_file()]
-    assert left == []
-    assert [f for f in node.gc(dry_run=True) if ref in f.name or f.kind == "link"] == []
-    assert not [line for line in census.take() if ref[:8] in line]
-
-
-def configure_refused(node: Node, code: Code, *words: str, **fields: Any) -> str:
-    ref = node.define(make_descriptor(**fields)).instance
-    with refused(code, *words):
-        node.configure(ref)
-    assert_nothing_of(node, ref)
-    return ref
 
 
 # -- the program -----------------------------------------------------------------------------
@@ -182,143 +137,6 @@ def test_mount_target_in_a_read_only_place(node: Node, tmp_path: Path) -> None:
     assert not Path("/usr/nonesuch").exists()
 
 
-# -- images ----------------------------------------------------------------------------------
-
-
-def tar_with(*members: tarfile.TarInfo) -> bytes:
-    archive = io.BytesIO()
-    with tarfile.open(fileobj=archive, mode="w") as tar:
-        program = tarfile.TarInfo("bin/app")
-        program.mode, program.size = 0o755, 10
-        tar.addfile(program, io.BytesIO(b"#!/bin/sh\n"))
-        for member in members:
-            tar.addfile(member)
-    return archive.getvalue()
-
-
-def member(name: str, **attributes: Any) -> tarfile.TarInfo:
-    info = tarfile.TarInfo(name)
-    for key, value in attributes.items():
-        setattr(info, key, value)
-    return info
-
-
-def image_of(path: Path, **fields: str) -> dict[str, object]:
-    return {"uri": f"file://{path}", **fields}
-
-
-def test_missing_image(node: Node, tmp_path: Path) -> None:
-    image = image_of(tmp_path / "nonesuch.tar")
-    configure_refused(node, Code.IMAGE, "nonesuch.tar", binary="app", image=image, veth=True)
-
-
-def test_wrong_checksum(node: Node, tmp_path: Path) -> None:
-    (tmp_path / "image.tar").write_bytes(tar_with())
-    wrong = hashlib.sha256(b"something else").hexdigest()
-    image = image_of(tmp_path / "image.tar", checksum=wrong)
-    ref = configure_refused(node, Code.IMAGE, "sha256", binary="app", image=image)
-    assert list(node._context.paths.instance_lib(ref).iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    "bad",
-    [
-        member("../outside"),
-        member("/etc/absolute"),
-        member("link", type=tarfile.SYMTYPE, linkname="../../etc/passwd"),
-        member("node", type=tarfile.CHRTYPE, devmajor=1, devminor=3),
-        member("suid", mode=0o4755),
-    ],
-    ids=lambda bad: bad.name,
-)
-def test_a_tar_that_reaches_out(node: Node, tmp_path: Path, bad: tarfile.TarInfo) -> None:
-    (tmp_path / "image.tar").write_bytes(tar_with(bad))
-    ref = configure_refused(
-        node, Code.IMAGE, bad.name, binary="app", image=image_of(tmp_path / "image.tar")
-    )
-    assert list(node._context.paths.instance_lib(ref).iterdir()) == []
-
-
-def test_an_image_without_the_program(node: Node, tmp_path: Path) -> None:
-    (tmp_path / "image.tar").write_bytes(tar_with())
-    image = image_of(tmp_path / "image.tar")
-    ref = configure_refused(
-        node, Code.COMMAND_NOT_FOUND, "/app/bin/nonesuch", binary="/app/bin/nonesuch", image=image
-    )
-    assert not (node._context.paths.instance_lib(ref) / "image").exists()
-
-
-@contextmanager
-def server(answer: bytes, *, close: bool = True) -> Iterator[str]:
-    """A server that gives every request the same bytes, whatever they are."""
-    listener = socket.create_server(("127.0.0.1", 0))
-    held: list[socket.socket] = []
-
-    def serve() -> None:
-        while True:
-            try:
-                connection, _ = listener.accept()
-            except OSError:
-                return
-            connection.recv(65536)
-            connection.sendall(answer)
-            held.append(connection)
-            if close:
-                connection.close()
-
-    thread = threading.Thread(target=serve, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}/image.tar"
-    finally:
-        listener.shutdown(socket.SHUT_RDWR)
-        listener.close()
-        thread.join(5)
-        for connection in held:
-            connection.close()
-
-
-def test_a_server_that_truncates(node: Node) -> None:
-    body = tar_with()
-    answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % (len(body) * 2) + body
-    with server(answer) as uri:
-        configure_refused(node, Code.IMAGE, "127.0.0.1", binary="app", image={"uri": uri})
-
-
-def test_a_server_that_lies(node: Node) -> None:
-    with server(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n") as uri:
-        configure_refused(node, Code.IMAGE, "404", binary="app", image={"uri": uri})
-    page = b"<html>please log in</html>"
-    answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(page) + page
-    wanted = hashlib.sha256(tar_with()).hexdigest()
-    with server(answer) as uri:
-        configure_refused(
-            node,
-            Code.IMAGE,
-            "sha256",
-            name="b",
-            binary="app",
-            image={"uri": uri, "checksum": wanted},
-        )
-
-
-def test_a_server_that_hangs(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
-    images = node._context.images
-    short = DownloadLimits(
-        max_bytes=MIB, connect_timeout_s=1.0, stall_timeout_s=0.3, total_timeout_s=1.0
-    )
-    monkeypatch.setattr(images._cache, "_limits", short)
-    with server(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nabc", close=False) as uri:
-        configure_refused(node, Code.IMAGE, "127.0.0.1", binary="app", image={"uri": uri})
-
-
-def test_no_server(node: Node) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    uri = f"http://127.0.0.1:{port}/image.tar"
-    configure_refused(node, Code.IMAGE, "127.0.0.1", binary="app", image={"uri": uri})
-
-
 # -- addresses, ports, names -----------------------------------------------------------------
 
 
@@ -417,60 +235,6 @@ def test_requirements_that_this_machine_has_not(node: Node) -> None:
             node, Code.REQUIREMENTS, field,
             name=field, shell=SLEEP, computation_requirements={field: value},
         )  # fmt: skip
-
-
-@pytest.fixture
-def full_disk(root: Path) -> Iterator[Callable[[], AbstractContextManager[None]]]:
-    """The node's lib is a small file system, which is full in the returned blocks."""
-    lib = root / "var/lib/nativert"
-    lib.mkdir(parents=True)
-    mount("nativert-test", str(lib), "tmpfs", data="size=8m,mode=0700")
-    ballast = lib / "ballast"
-
-    @contextmanager
-    def full() -> Iterator[None]:
-        try:
-            with open(ballast, "wb", buffering=0) as file, pytest.raises(OSError, match="space"):
-                while True:
-                    file.write(bytes(4096))
-            yield
-        finally:
-            ballast.unlink()
-
-    yield full
-    umount2(str(lib), MNT_DETACH)
-
-
-def test_full_disk(
-    full_disk: Callable[[], AbstractContextManager[None]], node: Node, tmp_path: Path
-) -> None:
-    (tmp_path / "image.tar").write_bytes(tar_with())
-    image = image_of(tmp_path / "image.tar")
-    ref = node.define(make_descriptor(binary="app", image=image)).instance
-    with full_disk():
-        with refused(Code.IMAGE, "space"):
-            node.configure(ref)
-        with refused(Code.STORE, "space"):
-            node.define(make_descriptor(name="more", shell=SLEEP))
-        assert [row.state for row in node.list()] == ["DEFINED"]
-    assert_nothing_of(node, ref)
-
-
-def test_a_log_on_a_full_disk_does_not_disturb_the_application(
-    full_disk: Callable[[], AbstractContextManager[None]], node: Node, cli: Callable[..., Any]
-) -> None:
-    # Each time more than the page that its file may have left.
-    app = start(node, shell="while sleep 0.01; do seq 2000; done")
-    with full_disk():
-        before = node.stats([app])[0].cpu_ns
-        until(lambda: (node.stats([app])[0].cpu_ns or 0) > (before or 0) + 30_000_000)
-        assert run_inside(node, app, "true")[0] == 0
-        assert node.get(app).state == "RUNNING"
-        # A new command may have no room to open the store; then it says why.
-        done = cli("ps")
-        assert done.returncode == 0 or "no space left" in done.stderr
-    until_logged(node, app, "bytes of log dropped")
-    assert node.stop(app).state == "CONFIGURED"
 
 
 def test_bad_descriptors_through_the_cli(cli: Callable[..., Any], tmp_path: Path) -> None:

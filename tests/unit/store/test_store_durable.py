@@ -74,7 +74,7 @@ def test_what_was_added_is_there_in_a_new_process(paths: Paths) -> None:
         row = add(store, uuid_of(1), interfaces=("eth0",))
     with Store(paths) as store:
         assert store.rows() == [row]
-    assert [p.name for p in paths.lib.iterdir() if p.is_file()] == ["nativert.db"]
+    assert sorted(p.name for p in paths.lib.iterdir() if p.is_file()) == ["nativert.db", "reserve"]
     assert paths.database.stat().st_mode & 0o777 == 0o600
 
 

@@ -373,14 +373,14 @@ def test_many_processes_make_the_store_and_write_at_once(paths: Paths) -> None:
         assert len({row.id_range for row in rows}) == 30
         assert len({i.address for row in rows for i in row.interfaces}) == 30
         assert store.check() == []
-    assert sorted(p.name for p in paths.lib.iterdir()) == ["i", "nativert.db"]
+    assert sorted(p.name for p in paths.lib.iterdir()) == ["i", "nativert.db", "reserve"]
 
 
 def test_a_creation_that_was_cut_off_is_begun_again(paths: Paths) -> None:
     for side in ("", "-wal", "-shm"):
         Path(f"{paths.database}.new{side}").write_bytes(b"half")
     filled(paths, 1)
-    assert sorted(p.name for p in paths.lib.iterdir()) == ["i", "nativert.db"]
+    assert sorted(p.name for p in paths.lib.iterdir()) == ["i", "nativert.db", "reserve"]
 
 
 def test_paths_with_characters_of_uris(tmp_path: Path) -> None:

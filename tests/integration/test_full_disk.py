@@ -1,0 +1,88 @@
+"""A full disk: refused is what needs room, never what ends an instance."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from nodes import make_descriptor, run_inside, start, until, until_logged
+from refusal import assert_nothing_of, image_of, refused, tar_with
+
+from nativert.errors import Code
+from nativert.isolation.syscalls import MNT_DETACH, mount, umount2
+from nativert.runtime.node import Node
+
+pytestmark = [pytest.mark.root, pytest.mark.netns]
+
+SLEEP = "exec sleep 1000"
+
+
+@pytest.fixture
+def full_disk(root: Path) -> Iterator[Callable[[], AbstractContextManager[None]]]:
+    """The node's lib is a small file system, which is full in the returned blocks."""
+    lib = root / "var/lib/nativert"
+    lib.mkdir(parents=True)
+    mount("nativert-test", str(lib), "tmpfs", data="size=64m,mode=0700")
+    ballast = lib / "ballast"
+
+    @contextmanager
+    def full() -> Iterator[None]:
+        try:
+            with open(ballast, "wb", buffering=0) as file, pytest.raises(OSError, match="space"):
+                while True:
+                    file.write(bytes(4096))
+            yield
+        finally:
+            ballast.unlink()
+
+    yield full
+    umount2(str(lib), MNT_DETACH)
+
+
+def test_full_disk(
+    full_disk: Callable[[], AbstractContextManager[None]], node: Node, tmp_path: Path
+) -> None:
+    (tmp_path / "image.tar").write_bytes(tar_with())
+    image = image_of(tmp_path / "image.tar")
+    ref = node.define(make_descriptor(binary="app", image=image)).instance
+    with full_disk():
+        with refused(Code.IMAGE, "space"):
+            node.configure(ref)
+        with refused(Code.STORE, "space"):
+            node.define(make_descriptor(name="more", shell=SLEEP))
+        assert [row.state for row in node.list()] == ["DEFINED"]
+    assert_nothing_of(node, ref)
+
+
+def test_a_log_on_a_full_disk_does_not_disturb_the_application(
+    full_disk: Callable[[], AbstractContextManager[None]], node: Node, cli: Callable[..., Any]
+) -> None:
+    # Each time more than the page that its file may have left.
+    app = start(node, shell="while sleep 0.01; do seq 2000; done")
+    with full_disk():
+        before = node.stats([app])[0].cpu_ns
+        until(lambda: (node.stats([app])[0].cpu_ns or 0) > (before or 0) + 30_000_000)
+        assert run_inside(node, app, "true")[0] == 0
+        assert node.get(app).state == "RUNNING"
+        # A new command may have no room to open the store; then it says why.
+        done = cli("ps")
+        assert done.returncode == 0 or "no space left" in done.stderr
+    until_logged(node, app, "bytes of log dropped")
+    assert node.stop(app).state == "CONFIGURED"
+
+
+def test_instances_are_stopped_and_removed_on_a_full_disk(
+    full_disk: Callable[[], AbstractContextManager[None]], node: Node, cli: Callable[..., Any]
+) -> None:
+    for name in ("one", "two"):
+        start(node, name=name, shell=SLEEP)
+    # As an operator would: every command opens the store anew.
+    node.close()
+    with full_disk():
+        for arguments in (("stop", "one"), ("rm", "one"), ("rm", "--force", "two")):
+            done = cli(*arguments)
+            assert done.returncode == 0, (arguments, done.stderr)
+        assert cli("ps", "-a", "-o", "json").stdout.strip() == "[]"
