@@ -1,4 +1,4 @@
-"""Real nodes for the tests, removed afterwards with everything that is theirs."""
+"""Real nodes and hosts for the tests, removed afterwards with everything that is theirs."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
+from network_hosts import Host, own_host
 from nodes import CLI, remove_node
 
 from nativert.runtime.node import Node
@@ -69,3 +70,10 @@ def cli(root: Path, node: Node) -> Callable[..., subprocess.CompletedProcess[str
         )
 
     return run
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Iterator[Host]:
+    """A host with an uplink to another one, in network namespaces of their own."""
+    with own_host(tmp_path) as one:
+        yield one
