@@ -186,7 +186,7 @@ def test_a_failed_creation_tells_where_and_leaves_nothing(launcher: Launcher, ca
             launcher.client.create(launcher.sandbox(**changes))
         assert (failed.value.step, failed.value.errno) == (step, number)
         assert failed.value.filename == path
-    assert launcher.children() == []
+    until(lambda: not launcher.children())
     until(lambda: sorted(os.listdir(f"/proc/{pid}/fd")) == before)
     # It goes on for others.
     assert launcher.create().output("echo on") == "on\n"
