@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
+import scale
 from network_hosts import Host, own_host
 from nodes import CLI, remove_node
 
@@ -66,7 +67,7 @@ def cli(root: Path, node: Node) -> Callable[..., subprocess.CompletedProcess[str
         return subprocess.run(
             [*CLI, *args],
             env=environment,
-            **{"capture_output": True, "text": True, "timeout": 30, **options},
+            **{"capture_output": True, "text": True, "timeout": scale.seconds(30), **options},
         )
 
     return run

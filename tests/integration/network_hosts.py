@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Self
 
 import pytest
+import scale
 
 from nativert.isolation import syscalls
 from nativert.isolation.network import netlink, sysctl
@@ -24,8 +25,8 @@ from nativert.runtime.protocols import Attached, InterfaceRequest
 
 HOST = "198.51.100.1"
 OTHER_HOST = "198.51.100.2"
-DEADLINE_S = 10.0
-REFUSED_S = 0.5
+DEADLINE_S = scale.seconds(10)
+REFUSED_S = scale.seconds(0.5)
 
 
 def ip(*words: str, netns: int | None = None) -> str:

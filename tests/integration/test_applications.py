@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import scale
 from nodes import address, log_text, make_descriptor, run_inside, start, until, until_logged
 
 from nativert.runtime.node import Node
@@ -92,7 +93,7 @@ def test_paused_requests_hang_and_resumed_they_are_answered(node: Node) -> None:
     assert get(inside, 80) == (200, b"from inside\n")
 
     node.pause(web)
-    late = http.client.HTTPConnection(inside, 80, timeout=5)
+    late = http.client.HTTPConnection(inside, 80, timeout=scale.seconds(5))
     late.request("GET", "/")
     node.resume(web)
     # Asked while it was paused, answered after.
@@ -105,7 +106,7 @@ def test_instances_reach_each_other(node: Node) -> None:
     until_logged(node, web, "serving")
     ask = f"import urllib.request as u; print(u.urlopen('http://{address(node, web)}').read())"
     client = start(node, name="client", python=ask, veth=True)
-    end = node.wait(client, timeout_s=10).end
+    end = node.wait(client, timeout_s=scale.seconds(10)).end
     assert end is not None
     assert (end.exit_code, log_text(node, client)) == (0, "b'from inside\\n'\n")
 
@@ -131,7 +132,7 @@ def test_redis_from_debian(node: Node) -> None:
             ["redis-cli", "-h", host, "-p", str(port), *words],
             capture_output=True,
             text=True,
-            timeout=10,
+            timeout=scale.seconds(10),
         )
         return done.stdout.strip()
 
@@ -185,7 +186,7 @@ def test_nginx_from_debian_on_port_80_without_a_capability(node: Node, tmp_path:
     ended = node.stop(nginx).end
     assert ended is not None
     assert ended.exit_code == 0
-    assert time.monotonic() - begun < 2
+    assert time.monotonic() - begun < scale.seconds(2)
     assert not answers("127.0.0.1", 21003)
 
 

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import scale
 from nodes import (
     PYTHON,
     run_inside,
@@ -68,7 +69,7 @@ os.kill(-1, 9)
     _, text = run_inside(node, app, PYTHON, "-S", "-c", everyone)
     assert text == "[]\n"
     assert process.alive(init, began)
-    ended = node.wait(app, timeout_s=10)
+    ended = node.wait(app, timeout_s=scale.seconds(10))
     assert ended.end is not None
     # Its neighbour in the instance may end the application, and only that.
     assert (ended.state, ended.end.signal) == ("CONFIGURED", "SIGKILL")
@@ -92,7 +93,7 @@ def test_a_flood_of_output_costs_init_little(node: Node, root: Path, flood: str)
     time.sleep(seconds)  # What is measured is a rate.
     begun = time.monotonic()
     assert run_inside(node, app, "echo", "here") == (0, "here\n")
-    assert time.monotonic() - begun < 1
+    assert time.monotonic() - begun < scale.seconds(1)
     # The burst of 16 MiB and 4 MiB a second, on each of two streams.
     written = int(Path(f"/proc/{init}/io").read_text().split()[3]) - written
     assert written < 2 * (16 + 4 * (time.monotonic() - begun + seconds + 1)) * (1 << 20)
@@ -133,7 +134,7 @@ time.sleep(1000)
     until_logged(node, keeper, "has it")
     begun = time.monotonic()
     stopped = node.stop(giver)
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < scale.seconds(5)
     assert stopped.state == "CONFIGURED"
     node.run(giver)
     assert node.get(giver).state == "RUNNING"
@@ -177,7 +178,7 @@ def connect(directory: Path, name: str) -> socket.socket:
     fd = os.open(directory, os.O_PATH | os.O_DIRECTORY)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
-        sock.settimeout(2)
+        sock.settimeout(scale.seconds(2))
         sock.connect(f"/proc/self/fd/{fd}/{name}")
     except OSError:
         sock.close()
@@ -223,7 +224,7 @@ def test_many_connections(node: Node, root: Path) -> None:
                 held.append(sock)
         begun = time.monotonic()
         other = start(node, name="other", shell=IDLE, native=KILL_AT_ONCE)
-        assert time.monotonic() - begun < 3
+        assert time.monotonic() - begun < scale.seconds(3)
         assert run_inside(node, other, "echo", "here") == (0, "here\n")
     finally:
         for sock in held:

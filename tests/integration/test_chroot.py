@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import scale
 from forked import run_forked
 
 from nativert.isolation import chroot
@@ -65,8 +66,12 @@ def test_an_application_runs_from_a_chroot(tmp_path: Path) -> None:
 
     def body() -> None:
         enter_chroot(tmp_path / "tree")
-        ran = subprocess.run([*node, "run", descriptor], capture_output=True, text=True, timeout=60)
-        gone = subprocess.run([*node, "gc"], capture_output=True, text=True, timeout=60)
+        ran = subprocess.run(
+            [*node, "run", descriptor], capture_output=True, text=True, timeout=scale.seconds(60)
+        )
+        gone = subprocess.run(
+            [*node, "gc"], capture_output=True, text=True, timeout=scale.seconds(60)
+        )
         assert (ran.stdout, ran.returncode) == ("from a chroot\n", 0), ran.stderr
         assert gone.returncode == 0, gone.stderr
 

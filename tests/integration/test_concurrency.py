@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import scale
 from conftest import MakeNode
 from nodes import CLI, make_descriptor, make_document, run_inside, start, tag_of, until
 
@@ -75,7 +76,10 @@ class Commands:
             with ThreadPoolExecutor(THREADS) as threads:
                 told = [threads.submit(self._one, verb, go) for _ in range(THREADS)]
                 go.wait(30)
-                answers = [child.communicate("go\n", timeout=60)[0].strip() for child in children]
+                answers = [
+                    child.communicate("go\n", timeout=scale.seconds(60))[0].strip()
+                    for child in children
+                ]
                 answers += [each.result(60) for each in told]
         finally:
             for child in children:

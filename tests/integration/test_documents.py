@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import scale
 from nodes import log_text, run_inside, until
 
 from nativert.errors import NativertError
@@ -61,7 +62,7 @@ def page_of(port: int) -> tuple[int, bytes]:
     """Return what the web server at a published port answers."""
 
     def ask() -> tuple[int, bytes] | None:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=scale.seconds(5))
         try:
             connection.request("GET", "/")
             answer = connection.getresponse()
@@ -120,7 +121,7 @@ def test_every_command_of_a_page_works_and_prints_what_is_shown(
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
-                timeout=60,
+                timeout=scale.seconds(60),
             )
             assert done.returncode == 0, (line, done.stdout)
             if shown:
@@ -155,7 +156,9 @@ def test_the_examples_that_are_built_say_what_they_promise(
     node: Node, tmp_path: Path, name: str, says: str
 ) -> None:
     subprocess.run(
-        ["make", "-C", ROOT / "examples" / name, f"OUT={tmp_path}"], check=True, timeout=60
+        ["make", "-C", ROOT / "examples" / name, f"OUT={tmp_path}"],
+        check=True,
+        timeout=scale.seconds(60),
     )
     instance = bring_up(node, next(tmp_path.glob("*.yaml")).read_text())
     assert settled(node, instance) == "ENDED"
@@ -171,7 +174,7 @@ def test_every_example_is_run_by_a_test() -> None:
 @pytest.mark.apps
 def test_the_demo_shows_what_it_tells() -> None:
     done = subprocess.run(
-        [ROOT / "scripts/demo"], capture_output=True, text=True, timeout=110, cwd="/"
+        [ROOT / "scripts/demo"], capture_output=True, text=True, timeout=scale.seconds(110), cwd="/"
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "FAILED" not in done.stdout

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import scale
 from nodes import PYTHON, log_text, make_descriptor, run_inside, start
 
 from nativert.runtime.node import Node
@@ -100,7 +101,7 @@ def audit_as_application(node: Node, prepared: Prepared, **fields: Any) -> set[s
     native = prepared.native(**fields.pop("native", {}))
     binary, *args = prepared.command
     app = start(node, binary=binary, args=args, native=native, **fields)
-    ended = node.wait(app, timeout_s=60)
+    ended = node.wait(app, timeout_s=scale.seconds(60))
     verdicts = judged(log_text(node, app))
     assert ended.end is not None
     assert ended.end.exit_code == len(allowed(verdicts))
@@ -154,7 +155,7 @@ def test_an_image_as_the_whole_root(
 @pytest.mark.parametrize("user", [1000, "root"])
 def test_a_session_is_allowed_nothing(node: Node, prepared: Prepared, user: int | str) -> None:
     app = start(node, shell="read line", native=prepared.native(user=user, stop={"grace": 0}))
-    node.wait(app, timeout_s=10)
+    node.wait(app, timeout_s=scale.seconds(10))
     _, text = run_inside(node, app, *prepared.command)
     assert allowed(judged(text)) == set()
 

@@ -12,6 +12,7 @@ import uuid
 from pathlib import Path
 
 import pytest
+import scale
 
 from nativert.isolation import seccomp
 
@@ -85,7 +86,7 @@ def judge(command: list[str], environment: dict[str, str]) -> dict[str, bool]:
         # In a mount and PID namespace, as an instance is: the host is out of reach at least
         # of what the probes mount and of the signals they might send.
         ["unshare", "--mount", "--pid", "--fork", "--mount-proc", *command],
-        capture_output=True, text=True, timeout=100, check=False,
+        capture_output=True, text=True, timeout=scale.seconds(100), check=False,
         env={"PATH": os.environ["PATH"], **environment},
     )  # fmt: skip
     rows = [json.loads(line) for line in done.stdout.splitlines()]

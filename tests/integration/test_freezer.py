@@ -7,6 +7,7 @@ import signal
 from collections.abc import Iterator
 
 import pytest
+import scale
 from cgroup_members import DRIVERS, TREES, make_driver, member, prepared, python, until
 
 from nativert.isolation.cgroups.driver import Cgroup, Driver
@@ -14,7 +15,7 @@ from nativert.isolation.cgroups.limits import Limits
 
 pytestmark = pytest.mark.root
 
-FREEZE_S = 5.0
+FREEZE_S = scale.seconds(5)
 SPIN = "print('spinning', flush=True)\nwhile True: pass"
 # Twenty processes, half of them double-forked away and all deaf to TERM.
 STUBBORN = """

@@ -7,6 +7,7 @@ import threading
 import time
 
 import pytest
+import scale
 from network_hosts import (
     DEADLINE_S,
     HOST,
@@ -102,7 +103,7 @@ def test_bandwidth_is_limited_both_ways(host: Host, outwards: bool) -> None:
             took_s = time.monotonic() - started
             thread.join()
     # 8 Mbit/s are 1 MB/s.
-    assert 0.8 < took_s < 5.0
+    assert 0.8 < took_s < scale.seconds(5)
 
 
 def test_a_foreign_drop_is_found_with_the_rule_that_mends_it(host: Host) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import scale
 from conftest import MakeNode
 from nodes import (
     address,
@@ -105,7 +106,11 @@ def left_of(node: Node, root: Path, uuid: str) -> list[str]:
 
 def assert_nothing_left(node: Node, root: Path, uuid: str) -> None:
     # A link is deleted in the background.
-    until(lambda: not left_of(node, root, uuid), what=f"nothing left of {uuid}", deadline_s=5)
+    until(
+        lambda: not left_of(node, root, uuid),
+        what=f"nothing left of {uuid}",
+        deadline_s=scale.seconds(5),
+    )
 
 
 def live_on(node: Node, uuid: str) -> None:
@@ -202,7 +207,7 @@ def operate_in_a_child(
             json.dumps(arguments),
         ],
         env=os.environ | {"NATIVERT_FAILPOINTS": failpoint},
-        timeout=60,
+        timeout=scale.seconds(60),
     )
     return child.returncode
 
@@ -309,7 +314,7 @@ def test_instances_outlive_the_launcher_and_a_new_one_serves_new_ones(
     assert run_inside(node, first, "echo", "here") == (0, "here\n")
     with open(Paths(root).instance_lib(ends) / "data/go", "w") as go:
         go.write("\n")
-    ended = node.wait(ends, timeout_s=10)
+    ended = node.wait(ends, timeout_s=scale.seconds(10))
     assert ended.end is not None
     assert (ended.state, ended.end.code) == ("CONFIGURED", 7)
 
@@ -432,7 +437,7 @@ def test_after_a_reboot_everything_is_defined_and_the_leftovers_go(
         [sys.executable, "-c", IN_ANOTHER_BOOT, str(root), str(boot_id)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=scale.seconds(60),
     )
     assert child.returncode == 0, child.stderr
     assert json.loads(child.stdout) == [["app", "DEFINED", "node-rebooted"]]
@@ -485,7 +490,7 @@ def test_an_end_that_nobody_saw_is_told_by_the_next_command(
 
 def test_the_exit_of_an_earlier_run_is_not_taken_for_a_later_one(node: Node, root: Path) -> None:
     uuid = start(node, shell="test -e /data/again && exec sleep 1000; touch /data/again; exit 5")
-    ended = node.wait(uuid, timeout_s=10)
+    ended = node.wait(uuid, timeout_s=scale.seconds(10))
     assert ended.end is not None
     assert ended.end.code == 5
     exit_file = Paths(root).instance_run(uuid) / "exit.json"
@@ -691,7 +696,7 @@ def test_the_clean_up_of_one_node_changes_nothing_of_another(
         assert host_state(other, roots[1], kept) == before
     assert one.gc(dry_run=True) == []
     for where in ((host, 80), ("127.0.0.1", PORT)):
-        socket.create_connection(where, timeout=5).close()
+        socket.create_connection(where, timeout=scale.seconds(5)).close()
     assert run_inside(other, kept, "echo", "alive") == (0, "alive\n")
 
 

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import scale
 
 from nativert.isolation import seccomp
 
@@ -95,7 +96,11 @@ def filtered(filter_file: Path, argv: Sequence[str]) -> list[str]:
 
 def run(filter_file: Path, *argv: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        filtered(filter_file, argv), capture_output=True, text=True, timeout=60, check=False
+        filtered(filter_file, argv),
+        capture_output=True,
+        text=True,
+        timeout=scale.seconds(60),
+        check=False,
     )
 
 
@@ -239,7 +244,7 @@ def test_redis_serves(filter_file: Path, tmp_path: Path) -> None:
             if "accept connections" in line:
                 break
         with socket.socket(socket.AF_UNIX) as client:
-            client.settimeout(10)
+            client.settimeout(scale.seconds(10))
             client.connect(str(listener))
             client.sendall(b"PING\r\nSET k v\r\nSAVE\r\n")
             answer = b""
@@ -249,7 +254,7 @@ def test_redis_serves(filter_file: Path, tmp_path: Path) -> None:
                 answer += chunk
         assert answer == b"+PONG\r\n+OK\r\n+OK\r\n"
         server.terminate()
-        server.communicate(timeout=10)
+        server.communicate(timeout=scale.seconds(10))
         assert server.returncode == 0
     finally:
         server.kill()

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import scale
 
 from nativert.runtime.node import Node
 from nativert.store.claims import Claims
@@ -42,6 +43,6 @@ def test_the_streams_can_be_opened_by_name(node_root: Path) -> None:
         input=DESCRIPTOR,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=scale.seconds(60),
     )
     assert (done.stdout, done.stderr, done.returncode) == ("one\n", "two\n", 0)
