@@ -13,7 +13,9 @@ from typing import Any, TypeVar
 import scale
 
 from nativert.fdu.descriptor import Descriptor, decode
+from nativert.isolation.cgroups.driver import Cgroup, Driver
 from nativert.runtime.node import Node
+from nativert.runtime.views import End, Instance
 from nativert.store.claims import Claims
 from nativert.store.identity import open_identity
 from nativert.store.paths import Paths
@@ -108,6 +110,18 @@ def run_inside(node: Node, ref: str, *argv: str, **options: Any) -> tuple[int, s
     finally:
         os.close(output)
         os.close(null)
+
+
+def ended(row: Instance) -> End:
+    """Return the end of a row that has one."""
+    assert row.end is not None
+    return row.end
+
+
+def cgroup(node: Node, ref: str) -> Cgroup:
+    """Return the cgroup of an instance."""
+    driver: Driver = node._context.driver
+    return driver.open(f"i-{node.get(ref).instance}")
 
 
 def address(node: Node, ref: str) -> str:
