@@ -9,17 +9,7 @@ import threading
 from collections.abc import Sequence
 
 import pytest
-from network_hosts import (
-    HOST,
-    Host,
-    Server,
-    fail,
-    ip,
-    links_in,
-    refused,
-    wait_until,
-    wanted,
-)
+from network_hosts import HOST, Host, Server, fail, ip, links_in, refused, wait_until, wanted
 
 from nativert.errors import Code, NativertError
 from nativert.isolation.network import netlink, sysctl

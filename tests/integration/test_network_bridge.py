@@ -7,14 +7,7 @@ import socket
 import subprocess
 
 import pytest
-from network_hosts import (
-    HOST,
-    OTHER_HOST,
-    Host,
-    Server,
-    fail,
-    ip,
-)
+from network_hosts import HOST, OTHER_HOST, Host, Server, fail, ip
 
 from nativert.errors import NativertError
 from nativert.isolation.network import nftables, sysctl

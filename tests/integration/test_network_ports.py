@@ -5,14 +5,7 @@ from __future__ import annotations
 import select
 
 import pytest
-from network_hosts import (
-    HOST,
-    OTHER_HOST,
-    Host,
-    Server,
-    open_socket,
-    refused,
-)
+from network_hosts import HOST, OTHER_HOST, Host, Server, open_socket, refused
 
 from nativert.errors import Code, NativertError
 from nativert.isolation.network import nftables
