@@ -13,6 +13,7 @@ from pathlib import Path
 
 import kernel
 import pytest
+import scale
 
 from nativert.isolation.cgroups import detect
 from nativert.isolation.cgroups.driver import Cgroup, Driver
@@ -21,7 +22,7 @@ from nativert.isolation.cgroups.v1 import V1Driver
 from nativert.isolation.cgroups.v2 import V2Driver
 from nativert.isolation.syscalls import clone3
 
-DEADLINE_S = 10.0
+DEADLINE_S = scale.seconds(10)
 
 # The driver that detect() chooses here, and the pure v1 driver wherever it can work.
 DRIVERS = ["detected", pytest.param("v1", marks=pytest.mark.cgroup_v1)]

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import scale
+
 from nativert.isolation import process, seccomp
 from nativert.isolation.rootfs import Step
 from nativert.launcher.client import Channel, Created, LauncherClient
@@ -20,7 +22,7 @@ from nativert.launcher.protocol import INIT_SOCKET, LAUNCHER_SOCKET, Message
 # Above what nodes claim.
 ID_BASE = 0x7100_0000
 ID_COUNT = 65536
-DEADLINE_S = 10.0
+DEADLINE_S = scale.seconds(10)
 READ_ONLY = ("ro", "nosuid", "nodev")
 NO_CGROUP = {"tasks": [], "into": None, "oom": None, "peak": None, "cpu": None}
 
