@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import select
 import socket
 import subprocess
 import sys
@@ -90,6 +91,14 @@ class Channel:
         if "error" in message:
             raise ReportedError(message["error"])
         return message, fds
+
+    def quiet(self) -> bool:
+        """Tell whether it can be used for another call: open, and nothing left unread."""
+        if self.sock.fileno() < 0:
+            return False
+        poll = select.poll()
+        poll.register(self.sock, select.POLLIN)
+        return not poll.poll(0)
 
     def close(self) -> None:
         """Close the connection."""

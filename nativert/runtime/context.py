@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from os import environ
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,6 +37,7 @@ def descriptor_of(text: str, name: str) -> Descriptor:
 # An operation waits for the one before it on the same instance: stop's grace, and a margin.
 _LOCK_TIMEOUT_S = 3700.0
 INIT_TIMEOUT_S = 40.0
+_KEPT_INITS = 64
 
 
 class Context:
@@ -60,6 +62,8 @@ class Context:
         self._make_network = network
         self._network: NetworkManager | None = None
         self._mutex = threading.Lock()
+        # An instance's own is used under its lock only.
+        self._inits: dict[str, Channel] = {}
 
     @property
     def name(self) -> str:
@@ -122,6 +126,30 @@ class Context:
         """Connect to the init of an instance; OSError if it is not there."""
         return Channel(self.paths.instance_run(uuid), INIT_SOCKET, timeout_s=timeout_s)
 
+    @contextmanager
+    def kept_init(self, uuid: str, *, timeout_s: float = INIT_TIMEOUT_S) -> Iterator[Channel]:
+        """Use a connection to the init of an instance that is kept for the next time.
+
+        Connecting and greeting take longer than many a verb. It is closed when the block
+        raises; a block that leaves something to be read closes it itself.
+        """
+        channel = self._inits.pop(uuid, None)
+        if channel is not None and not channel.quiet():
+            channel.close()
+            channel = None
+        if channel is None:
+            channel = self.init(uuid, timeout_s=timeout_s)
+        channel.sock.settimeout(timeout_s)
+        try:
+            yield channel
+        except BaseException:
+            channel.close()
+            raise
+        if len(self._inits) < _KEPT_INITS and channel.quiet():
+            self._inits[uuid] = channel
+        else:
+            channel.close()
+
     @functools.cached_property
     def seccomp(self) -> Path:
         """The compiled filter, made once for each version of the profile."""
@@ -163,4 +191,6 @@ class Context:
             self._network.close()
         if "launcher" in self.__dict__:
             self.launcher.close()
+        while self._inits:
+            self._inits.popitem()[1].close()
         self.store.close()

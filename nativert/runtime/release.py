@@ -93,11 +93,12 @@ def _init(context: Context, row: Row, facts: Facts | None) -> None:
     if facts is not None and facts.init_pid is not None and facts.init_start is not None:
         pidfd = process.open_pidfd(facts.init_pid, facts.init_start)
     try:
-        with context.init(row.uuid, timeout_s=_INIT_TIMEOUT_S) as channel:
+        with context.kept_init(row.uuid, timeout_s=_INIT_TIMEOUT_S) as channel:
             if pidfd is None:
                 pidfd = _peer_pidfd(channel)
             channel.call({"verb": "release"})
             leaves = True
+            channel.close()
     except (OSError, EOFError):
         pass  # Not there, or it ended at the word: the pidfd tells which.
     if pidfd is None:

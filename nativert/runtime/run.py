@@ -49,7 +49,7 @@ def run(context: Context, seen: Observed, *, env: Mapping[str, str] | None = Non
         )
 
     try:
-        with context.init(row.uuid) as channel:
+        with context.kept_init(row.uuid) as channel:
             # The commit waits for the disk while init works.
             answer, fds = channel.call(message, meanwhile=store)
     except NativertError:
@@ -141,7 +141,7 @@ def _end(context: Context, seen: Observed, number: int, grace_s: float) -> Obser
     failpoint("stop.intent")
     frozen = seen.state is State.PAUSED
     try:
-        with context.init(row.uuid) as channel:
+        with context.kept_init(row.uuid) as channel:
             status, _ = channel.call({"verb": "status", "follow": True})
             if status["state"] != "idle":
                 _signal_and_wait(context, channel, facts, number, grace_s, frozen=frozen)
@@ -183,7 +183,8 @@ def _signal_and_wait(
     if frozen:
         # v1: the signal takes effect at the thaw; v2: it has already.
         context.driver.open(facts.cgroup).thaw()
-    _ended(channel, _KILL_TIMEOUT_S)
+    if not _ended(channel, _KILL_TIMEOUT_S):
+        channel.close()  # Its end, which comes some day, must not meet a later call.
 
 
 def _signal(channel: Channel, message: dict[str, object]) -> bool:
