@@ -23,6 +23,8 @@ from nativert.launcher.protocol import INIT_SOCKET, LAUNCHER_SOCKET, Message
 ID_BASE = 0x7100_0000
 ID_COUNT = 65536
 DEADLINE_S = scale.seconds(10)
+# init, a shell, ls and grep, and the subshell of the pipe.
+MAX_IDLE = 5
 READ_ONLY = ("ro", "nosuid", "nodev")
 NO_CGROUP = {"tasks": [], "into": None, "oom": None, "peak": None, "cpu": None}
 
@@ -111,6 +113,10 @@ class Instance(NamedTuple):
         finally:
             os.close(reader)
             os.close(null)
+
+    def processes(self) -> int:
+        """Count the processes inside, those that count among them."""
+        return int(self.output("ls /proc | grep -c '^[0-9]'"))
 
     def exit_facts(self) -> Message:
         return dict(json.loads((self.directory / "exit.json").read_bytes()))
