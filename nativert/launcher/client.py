@@ -7,7 +7,6 @@ reports come back as `ReportedError`; a peer that is gone as OSError or EOFError
 from __future__ import annotations
 
 import errno
-import json
 import os
 import select
 import socket
@@ -137,8 +136,11 @@ class LauncherClient:
         init_cgroup: str | None,
         init_tasks: Sequence[str],
         here: bool,
+        place: Callable[[int], None] = lambda _: None,
     ) -> None:
+        """Take where launcher and inits belong; *place* makes that for the launcher's pid."""
         self._run = run
+        self._place = place
         self._config = {
             "run": str(run),
             "tasks": list(tasks),
@@ -185,20 +187,31 @@ class LauncherClient:
         environment = {"PATH": os.environ.get("PATH", "/usr/bin:/bin"), "LC_ALL": "C.UTF-8"}
         if "NATIVERT_KERNEL" in os.environ:
             environment["NATIVERT_KERNEL"] = os.environ["NATIVERT_KERNEL"]
-        answer = subprocess.run(
-            [sys.executable, "-S", "-E", "-s", "-c", code],
-            input=json.dumps(self._config).encode(),
-            capture_output=True,
-            start_new_session=True,
-            env=environment,
-            timeout=_START_TIMEOUT_S,
-            check=False,
-        )
-        try:
-            message = json.loads(answer.stdout)
-        except ValueError:
-            text = answer.stderr.decode(errors="replace").strip()
-            raise OSError(errno.ECHILD, f"the launcher did not start: {text[-2000:]}") from None
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with (
+            ours,
+            subprocess.Popen(
+                [sys.executable, "-S", "-E", "-s", "-c", code],
+                stdin=theirs.fileno(),
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                start_new_session=True,
+                env=environment,
+            ) as process,
+        ):
+            theirs.close()
+            ours.settimeout(_START_TIMEOUT_S)
+            try:
+                message = self._say(ours, process, self._config)
+                if "pid" in message:
+                    # It holds the lock, and waits: no other launcher of the node can start.
+                    self._place(message["pid"])
+                    message = self._say(ours, process, {"placed": True})
+            except BaseException:
+                # The block waits for the process that we started; the launcher itself, forked
+                # by it, ends when it sees ours closed.
+                process.kill()
+                raise
         if "error" in message:
             raise ReportedError(message["error"])
         if "foreign" in message:
@@ -207,6 +220,34 @@ class LauncherClient:
                 f"not in the host's {message['foreign']} namespace; --here starts instances here",
             )
         return bool(message.get("ok"))
+
+    @staticmethod
+    def _say(sock: socket.socket, process: subprocess.Popen[bytes], message: Message) -> Message:
+        try:
+            protocol.send(sock, message)
+            return protocol.receive(sock)[0]
+        except (EOFError, ConnectionError):
+            assert process.stderr is not None
+            text = process.stderr.read().decode(errors="replace").strip()[-2000:]
+            raise OSError(errno.ECHILD, f"the launcher did not start: {text}") from None
+
+    def ready(self) -> None:
+        """Have a launcher that stays until `close`: its cgroups may go when it goes."""
+        for _ in range(2):
+            channel = self._take()
+            try:
+                channel.call({"verb": "hello"})
+            except (EOFError, ConnectionError):
+                # Kept since an earlier use, and its launcher was killed meanwhile.
+                channel.close()
+                self.close()
+                continue
+            except BaseException:
+                channel.close()
+                raise
+            self._idle.append(channel)
+            return
+        raise OSError(errno.ECHILD, "the launcher does not stay")
 
     def create(self, sandbox: Any, *, meanwhile: Callable[[], None] | None = None) -> Created:
         """Create an init for a `plan.Sandbox`; raises ReportedError, OSError.

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import fcntl
 import gc
-import json
 import os
 import resource
 import select
@@ -323,23 +322,20 @@ def _leave_surroundings(config: Message) -> dict[str, tuple[int, int]]:
     return rlimits
 
 
-def _say(message: Message) -> None:
-    os.write(1, json.dumps(message).encode())
-
-
 def main() -> None:
-    """Read the configuration from standard input, detach, say ready, serve."""
-    config = json.load(sys.stdin)
+    """Read the configuration from the socket at standard input, detach, say ready, serve."""
+    starter = socket.socket(fileno=os.dup(0))
+    config, _ = protocol.receive(starter)
     lock = os.open(f"{config['run']}/{LOCK}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        _say({"busy": True})
+        protocol.send(starter, {"busy": True})
         return
     if not config["here"]:
         for name in ("mnt", "net"):
             if not _same_namespace(name):
-                _say({"foreign": name})
+                protocol.send(starter, {"foreign": name})
                 return
     # The starter has made a new session; leaving its leader means that no terminal can
     # ever be acquired, and that the starter's wait ends at once.
@@ -352,12 +348,18 @@ def main() -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
         if chroot.chrooted():
             chroot.make_root()
+        # Where it is to go may have to be made around it.
+        protocol.send(starter, {"pid": os.getpid()})
+        protocol.receive(starter)
         rlimits = _leave_surroundings(config)
         launcher = Launcher(config, rlimits)
     except OSError as e:
-        _say(protocol.error_message("launcher", e))
+        protocol.send(starter, protocol.error_message("launcher", e))
         return
-    _say({"ok": True, "pid": os.getpid()})
+    except EOFError:
+        return  # The starter could not make the place, and tells why.
+    protocol.send(starter, {"ok": True})
+    starter.close()
     null = os.open("/dev/null", os.O_RDWR)
     errors = os.open(f"{config['run']}/launcher.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     os.dup2(null, 0)

@@ -140,6 +140,9 @@ def _acquire(
     plan = _plan(context, row, descriptor, sources, image, owner)
     with step(row.name, "cgroup"):
         launcher = context.launcher
+        launcher.ready()
+        # Again: only now the controllers are known that the node's cgroups have got.
+        context.driver.check(limits)
         cgroup = _cgroup(context, facts.cgroup)
         failpoint("configure.cgroup")
         cgroup.apply(limits)

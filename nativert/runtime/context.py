@@ -14,6 +14,7 @@ from nativert.errors import Code, NativertError
 from nativert.fdu import descriptor as descriptors
 from nativert.fdu.descriptor import Descriptor
 from nativert.isolation import cgroups
+from nativert.isolation.cgroups import scope
 from nativert.isolation.cgroups.driver import INIT, LAUNCHER, Driver
 from nativert.launcher.client import Channel, LauncherClient
 from nativert.launcher.protocol import INIT_SOCKET
@@ -71,9 +72,14 @@ class Context:
         return self.identity.name
 
     @functools.cached_property
+    def place(self) -> scope.Place:
+        """Where the cgroups of this node are, and why."""
+        return scope.choose(f"nativert-{self.identity.tag}")
+
+    @functools.cached_property
     def driver(self) -> Driver:
         """The cgroups of this node; UnenforceableError where none are mounted."""
-        return cgroups.detect(f"nativert-{self.identity.tag}")
+        return cgroups.detect(self.place.parent)
 
     @functools.cached_property
     def os(self) -> Os:
@@ -108,8 +114,7 @@ class Context:
 
     @functools.cached_property
     def launcher(self) -> LauncherClient:
-        """The node's launcher; connecting starts it."""
-        self.driver.prepare()
+        """The node's launcher; connecting starts it, and makes the node's cgroups for it."""
         entry = self.driver.open(LAUNCHER).entry()
         # On v2 the starter's own cgroup is left by a plain write too: one `0` to cgroup.procs.
         tasks = [*entry.tasks, *([f"{entry.into}/cgroup.procs"] if entry.into else [])]
@@ -120,6 +125,7 @@ class Context:
             init_cgroup=init.into,
             init_tasks=() if init.into else init.tasks,
             here=self._here,
+            place=lambda pid: scope.settle(self.place, pid, self.driver.prepare),
         )
 
     def init(self, uuid: str, *, timeout_s: float = INIT_TIMEOUT_S) -> Channel:

@@ -89,7 +89,7 @@ def _cgroups(context: Context) -> Iterator[Check]:
     except NativertError as e:
         yield Check(name="cgroups", ok=False, detail=e.message, fix=e.hint)
         return
-    where = f"{driver.mode}, in {driver.parent}"
+    where = f"{driver.mode}, in {driver.parent}: {context.place.why}"
     yield Check(name="cgroups", ok=True, detail=where, fix="")
     for name, limits in _LIMITS.items():
         yield _tried(name, partial(driver.check, limits), needed=False)

@@ -262,7 +262,7 @@ def test_memory_high_is_refused_on_v1(driver: Driver, cgroup: Cgroup) -> None:
 @pytest.mark.parametrize("kind", DRIVERS)
 def test_a_nested_parent_is_made_and_removed(kind: str) -> None:
     outer = make_driver(kind).parent
-    driver = make_driver(kind, f"{outer}/b.scope")
+    driver = make_driver(kind, f"{outer}/b")
     with prepared(driver):
         cgroup = driver.create("i-1")
         cgroup.apply(Limits(pids_max=5))

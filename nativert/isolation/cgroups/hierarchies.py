@@ -10,6 +10,9 @@ from typing import Final
 # The named hierarchy in which systemd keeps its units; it has no controller and no limits,
 # but a process that stays behind in it is still part of somebody else's unit.
 SYSTEMD: Final = "systemd"
+# In these v1 hierarchies systemd makes no cgroups and removes none.
+UNKEPT: Final = ("cpuset", "freezer")
+_SCOPE: Final = ".scope"
 _CONTROLLERS: Final = ("cpu", "cpuacct", "cpuset", "memory", "pids", "blkio", "freezer", SYSTEMD)
 
 
@@ -38,3 +41,14 @@ def mounted(mount_root: Path) -> Hierarchies:
     unified = mount_root / "unified"
     has_unified = (unified / "cgroup.controllers").exists()
     return Hierarchies(v1, str(unified) if has_unified else None)
+
+
+def keepers(found: Hierarchies) -> tuple[str, ...]:
+    """Return the roots of the hierarchies in which systemd finds the processes of its units."""
+    named = found.v1.get(SYSTEMD)
+    return tuple(root for root in (named, found.unified) if root is not None)
+
+
+def is_scope(parent: str) -> bool:
+    """Whether a parent is a scope of systemd: made by it around a process, removed by it."""
+    return parent.endswith(_SCOPE)

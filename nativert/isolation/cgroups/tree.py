@@ -4,26 +4,48 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from collections.abc import Callable, Sequence
+from typing import Final
 
 from nativert.isolation.cgroups import files, processes
 from nativert.isolation.cgroups.driver import LEAVES
+
+_GIVEN_DEADLINE_S: Final = 5.0
+_GIVEN_PAUSE_S: Final = 0.01
 
 
 class Tree:
     """Makes, lists and removes the same directories below each of several roots.
 
     *initialise* is called with every directory that was made or found on the way to it.
+    Below the roots *given* the parent is made and removed by somebody else (systemd, whose
+    scope it is); below the roots *alone* what is above the parent has nobody to remove it.
     """
 
-    def __init__(self, roots: Sequence[str], parent: str, initialise: Callable[[str], None]):
+    def __init__(
+        self,
+        roots: Sequence[str],
+        parent: str,
+        initialise: Callable[[str], None],
+        *,
+        given: Sequence[str] = (),
+        alone: Sequence[str] = (),
+    ) -> None:
         components = parent.split("/")
         if not all(components) or not {".", ".."}.isdisjoint(components):
             raise ValueError(f"not a path below a hierarchy: {parent!r}")
         self._roots = tuple(dict.fromkeys(roots))
         self._parent = parent
         self._initialise = initialise
-        self._made_above: list[str] = []
+        self._given = frozenset(given)
+        above = components[:-1]
+        # Deepest first: the order of their removal.
+        self._above = [
+            f"{root}/{'/'.join(above[:depth])}"
+            for root in dict.fromkeys(alone)
+            for depth in range(len(above), 0, -1)
+        ]
 
     def paths(self, name: str) -> list[str]:
         """Return one cgroup's directory in every hierarchy."""
@@ -36,18 +58,24 @@ class Tree:
         return [f"{root}/{self._parent}" for root in self._roots]
 
     def prepare(self) -> None:
-        """Make the parent, with all above it, and its leaves; what exists is kept."""
-        for root in self._roots:
+        """Make the parent, with all above it, and its leaves; what exists is kept.
+
+        FileNotFoundError where the parent is to be given and is not there.
+        """
+        # What is given first: without it nothing is to be made.
+        for root in sorted(self._roots, key=lambda root: root not in self._given):
+            if root in self._given:
+                self._make_leaves(f"{root}/{self._parent}")
+                continue
             path = root
             *above, last = self._parent.split("/")
             for component in above:
                 path = f"{path}/{component}"
-                if self._ensure(path):
-                    self._made_above.append(path)
+                if self._ensure(path) and path not in self._above:
+                    self._above.insert(0, path)
             path = f"{path}/{last}"
             self._ensure(path)
-            for leaf in LEAVES:
-                self._ensure(f"{path}/{leaf}")
+            self._make_leaves(path)
 
     def make(self, name: str) -> None:
         """Make a cgroup in every hierarchy, or in none."""
@@ -78,14 +106,20 @@ class Tree:
             if pids := processes.pids(path):
                 raise OSError(errno.EBUSY, f"cannot remove: process {pids[0]} is in it", path)
         files.remove_all(leaves)
+        given = [f"{root}/{self._parent}" for root in self._given]
+        ours = [path for path in self.parents() if path not in given]
         # Not nested: an instance made since the look above must survive.
-        files.remove_all(self.parents(), nested=False)
-        for path in reversed(self._made_above):
+        files.remove_all(ours, nested=False)
+        _wait_gone(given)
+        for path in self._above:
             try:
                 files.remove_dir(path)
             except OSError:
                 pass  # others use it by now; it is not ours alone
-        self._made_above.clear()
+
+    def _make_leaves(self, path: str) -> None:
+        for leaf in LEAVES:
+            self._ensure(f"{path}/{leaf}")
 
     def _ensure(self, path: str) -> bool:
         made = not os.path.isdir(path)
@@ -96,3 +130,12 @@ class Tree:
                 made = False  # another command of this node was quicker
         self._initialise(path)
         return made
+
+
+def _wait_gone(paths: Sequence[str]) -> None:
+    deadline = time.monotonic() + _GIVEN_DEADLINE_S
+    for path in paths:
+        while os.path.isdir(path):
+            if time.monotonic() > deadline:
+                raise OSError(errno.EBUSY, "empty, and systemd does not remove it", path)
+            time.sleep(_GIVEN_PAUSE_S)

@@ -9,6 +9,7 @@ from typing import Final
 from nativert.isolation.cgroups import files, freezer, knobs, processes, v1_usage
 from nativert.isolation.cgroups.driver import Mode
 from nativert.isolation.cgroups.freezer import Freezer, LegacyFreezer
+from nativert.isolation.cgroups.hierarchies import UNKEPT, Hierarchies, is_scope, keepers
 from nativert.isolation.cgroups.host import Host
 from nativert.isolation.cgroups.limits import Entry, Limits, Usage
 from nativert.isolation.cgroups.tree import Tree
@@ -113,7 +114,12 @@ class V1Driver:
         self._roots = roots
         self._check = V1Check(roots, unified, parent, host or Host())
         every = (*roots.values(), unified) if unified else tuple(roots.values())
-        self._tree = Tree(every, parent, self._initialise)
+        if is_scope(parent):
+            given = keepers(Hierarchies(dict(roots), unified))
+            alone = [root for name, root in roots.items() if name in UNKEPT]
+            self._tree = Tree(every, parent, self._initialise, given=given, alone=alone)
+        else:
+            self._tree = Tree(every, parent, self._initialise)
 
     def prepare(self) -> None:
         """Make the parent and its leaves; UnenforceableError without the freezer."""

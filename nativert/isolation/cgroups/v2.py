@@ -7,6 +7,7 @@ import os
 from nativert.isolation.cgroups import files, freezer, knobs, processes
 from nativert.isolation.cgroups.driver import Mode
 from nativert.isolation.cgroups.freezer import UnifiedFreezer
+from nativert.isolation.cgroups.hierarchies import is_scope
 from nativert.isolation.cgroups.host import Host
 from nativert.isolation.cgroups.limits import Entry, Limits, Usage
 from nativert.isolation.cgroups.tree import Tree
@@ -96,7 +97,8 @@ class V2Driver:
         self.parent = parent
         self._controllers = V2Controllers(root, parent, host or Host())
         # A new v2 cgroup needs nothing before it takes processes.
-        self._tree = Tree([root], parent, lambda _: None)
+        given = [root] if is_scope(parent) else []
+        self._tree = Tree([root], parent, lambda _: None, given=given)
 
     def prepare(self) -> None:
         """Make the parent and its leaves, and enable the controllers on the way down."""

@@ -8,6 +8,7 @@ from typing import Final
 from nativert.isolation.cgroups import common_check, files, processes
 from nativert.isolation.cgroups.cpulist import parse_list
 from nativert.isolation.cgroups.driver import LAUNCHER, UnenforceableError
+from nativert.isolation.cgroups.hierarchies import is_scope
 from nativert.isolation.cgroups.host import Host
 from nativert.isolation.cgroups.limits import Limits
 
@@ -28,7 +29,9 @@ class V2Controllers:
 
         A refusal is no error here: only a limit that needs the controller makes it one.
         """
-        for directory in self._way():
+        way = self._way()
+        # Above a scope systemd hands down what it was asked to delegate, and takes it back.
+        for directory in way[-1:] if is_scope(self._parent) else way:
             available = _words(f"{directory}/cgroup.controllers")
             enabled = _words(f"{directory}/cgroup.subtree_control")
             for controller in WANTED:

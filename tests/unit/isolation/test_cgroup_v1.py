@@ -20,7 +20,7 @@ from nativert.isolation.cgroups.v1 import V1Driver
 from nativert.isolation.cgroups.v1_limits import MEMORY, MEMSW, V1Knobs
 
 CONTROLLERS = ("blkio", "cpu", "cpuacct", "cpuset", "memory", "pids", "systemd")
-PARENT = "nativert.slice/n.scope"
+PARENT = "above/n"
 MIB = 1 << 20
 LIMITS = Limits(
     cpu_max=0.5,
@@ -127,7 +127,7 @@ def test_destroy_refuses_while_a_cgroup_is_there(cgroupfs: FakeCgroupfs, hybrid:
     assert (cgroupfs.root / "cpu" / PARENT / "init").is_dir()
     cgroup.remove()
     hybrid.destroy()
-    assert not (cgroupfs.root / "cpu" / "nativert.slice").exists()
+    assert not (cgroupfs.root / "cpu" / "above").exists()
 
 
 def test_destroy_refuses_a_populated_leaf_and_keeps_all(

@@ -15,7 +15,7 @@ from nativert.isolation.cgroups.limits import IoLimit, Limits
 from nativert.isolation.cgroups.v2 import V2Driver
 from nativert.isolation.cgroups.v2_limits import CPU, HIGH, MEMORY, V2Knobs
 
-PARENT = "nativert.slice/n.scope"
+PARENT = "above/n"
 MIB = 1 << 20
 
 
@@ -48,7 +48,7 @@ def driver(cgroupfs: FakeCgroupfs, host: Host) -> Driver:
 def test_prepare_enables_what_is_wanted_on_the_whole_way(
     cgroupfs: FakeCgroupfs, driver: Driver
 ) -> None:
-    for directory in (".", "nativert.slice", PARENT):
+    for directory in (".", "above", PARENT):
         enabled = cgroupfs.get(f"{directory}/cgroup.subtree_control").split()
         assert set(enabled) == {"cpu", "cpuset", "io", "memory", "pids"}
     cgroupfs.writes.clear()
@@ -138,7 +138,7 @@ def test_a_limit_without_its_controller_is_not_dropped_silently(tmp_path: Path) 
 def test_check_before_prepare_looks_as_far_down_as_it_can(
     cgroupfs: FakeCgroupfs, host: Host
 ) -> None:
-    (cgroupfs.root / "nativert.slice").mkdir()
+    (cgroupfs.root / "above").mkdir()
     driver = V2Driver(PARENT, str(cgroupfs.root), host=host)
     driver.check(Limits(cpuset="0-3", memory_max=MIB))
     with pytest.raises(UnenforceableError, match="choose from 0-3"):

@@ -195,6 +195,9 @@ class Launcher:
     def __init__(self, host: Host) -> None:
         self._host = host
 
+    def ready(self) -> None:
+        self._host.step("launcher")
+
     def create(self, sandbox: Any, *, meanwhile: Callable[[], None] | None = None) -> Created:
         self._host.step("create")
         if meanwhile is not None:
