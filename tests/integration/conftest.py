@@ -7,20 +7,14 @@ import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pytest
 import scale
 from network_hosts import Host, own_host
-from nodes import CLI, remove_node
+from nodes import CLI, MakeNode, remove_node
 
 from nativert.runtime.node import Node
-
-
-class MakeNode(Protocol):
-    """Open a node; *root* defaults to the test's own."""
-
-    def __call__(self, root: Path | None = None, **options: Any) -> Node: ...
 
 
 @pytest.fixture

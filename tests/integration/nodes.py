@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import scale
 
@@ -26,6 +26,12 @@ PYTHON = "/usr/bin/python3"
 CLI = (sys.executable, "-m", "nativert")
 
 T = TypeVar("T")
+
+
+class MakeNode(Protocol):
+    """The fixture that opens a node; *root* defaults to the test's own."""
+
+    def __call__(self, root: Path | None = None, **options: Any) -> Node: ...
 
 
 def make_document(

@@ -16,8 +16,7 @@ from typing import Any
 
 import pytest
 import scale
-from conftest import MakeNode
-from nodes import CLI, make_descriptor, make_document, run_inside, start, tag_of, until
+from nodes import CLI, MakeNode, make_descriptor, make_document, run_inside, start, tag_of, until
 
 from nativert.errors import Code, NativertError, TransitionError, UnknownInstanceError
 from nativert.isolation import cgroups
