@@ -176,7 +176,7 @@ ONLY_KILLED = {"define.stored", "undefine.stored"}
 CHILD = """
 import json, sys
 from pathlib import Path
-sys.path.insert(0, {here!r})
+sys.path[:] = {path!r}
 from nodes import make_descriptor
 from nativert.runtime.node import Node
 root, verb, ref, arguments = sys.argv[1:]
@@ -200,7 +200,7 @@ def operate_in_a_child(
         [
             sys.executable,
             "-c",
-            CHILD.format(here=str(Path(__file__).parent)),
+            CHILD.format(path=sys.path),
             str(root),
             verb,
             ref,

@@ -173,6 +173,9 @@ class InitChannel(Channel):
             self._host.notice()
         return {"ok": True}, []
 
+    def quiet(self) -> bool:
+        return False
+
     def _status(self, message: Message) -> tuple[Message, list[int]]:
         application = self._init.application
         if application is None:
@@ -409,6 +412,6 @@ class FakeContext(Context):
     def init(self, uuid: str, *, timeout_s: float = 1.0) -> Channel:
         self.host.step("connect")
         init = self.host.inits.get(uuid)
-        if init is None:
+        if init is None or not init.directory.exists():
             raise FileNotFoundError(errno.ENOENT, "no such socket", uuid)
         return InitChannel(self.host, init)
