@@ -301,6 +301,8 @@ def _leave_surroundings(config: Message) -> dict[str, tuple[int, int]]:
         # A shell's background job ignores SIGINT, and what is ignored stays so over exec.
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, signal.SIG_DFL)
+    # A real-time task may not enter a cgroup that has no real-time budget (sched(7)).
+    os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
     for path in config["tasks"]:
         fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
         try:

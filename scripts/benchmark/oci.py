@@ -29,6 +29,9 @@ def make_bundle(
     """
     rootfs = directory / "rootfs"
     rootfs.mkdir(parents=True)
+    if full:
+        # The mount points in it are made by the mapped root.
+        os.chown(rootfs, _ID_BASE, _ID_BASE)
     mounts = [
         _mount("proc", "/proc", "proc", "nosuid", "noexec", "nodev"),
         _mount("tmpfs", "/dev", "tmpfs", "nosuid", "strictatime", "mode=755", "size=64k"),

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nativert.fdu.descriptor import Descriptor, decode
+from nativert.isolation.cgroups import detect
 from nativert.runtime.node import Node
 from nativert.store.claims import Claims
 from nativert.store.identity import open_identity
@@ -112,6 +113,12 @@ class Subject:
         node.clean(uuid)
         node.undefine(uuid)
         return (time.perf_counter_ns() - start) / 1000
+
+    def hurry(self) -> None:
+        """Give the launcher, and with it all inits to come, the priority of this process."""
+        driver = detect(f"nativert-{open_identity(Paths(self.root), Claims()).tag}")
+        for pid in driver.open("launcher").pids():
+            os.setpriority(os.PRIO_PROCESS, pid, os.getpriority(os.PRIO_PROCESS, 0))
 
     def define_many(self, count: int) -> list[str]:
         """Define instances and return their UUIDs."""
