@@ -35,7 +35,7 @@ SERVE = f"exec {PYTHON} -m http.server --bind 0.0.0.0 80"
 BUSY = """
 import sys
 from pathlib import Path
-sys.path.insert(0, "tests/integration")
+sys.path[:0] = ["tests", "tests/integration"]
 from nodes import make_descriptor
 from nativert.runtime.node import Node
 node = Node(Path(sys.argv[1]) if sys.argv[1] else None)
@@ -255,7 +255,7 @@ def test_operations_go_on_when_the_power_is_cut() -> None:
         GOING_ON.append(busy)
     for root in ROOTS:
         done = Path(f"/run/busy-{root is None}")
-        until(lambda done=done: "stop" in done.read_text(), what="operations go on", pause_s=0.2)
+        until(lambda done=done: "stop" in done.read_text(), what=f"stop in {done}", pause_s=0.2)
     assert [busy.poll() for busy in GOING_ON] == [None, None]
     cut_power()
 
