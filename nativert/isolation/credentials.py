@@ -25,9 +25,10 @@ RLIMITS: Final = {
     if name.startswith("RLIMIT_") and name != "RLIMIT_OFILE"
 }
 # linux/securebits.h: uid 0 is an ordinary id (NOROOT), set*uid changes no capability
-# (NO_SETUID_FIXUP), KEEP_CAPS stays off; all locked. Nothing can be raised into the ambient
-# set either, since the permitted set is empty.
-_SECUREBITS: Final = 0b10_1111
+# (NO_SETUID_FIXUP); both locked. KEEP_CAPS means nothing beside the latter, and locking it
+# would end programs that switch it on to be sure, such as Debian's ping. Nothing can be raised
+# into the ambient set either, since the permitted set is empty.
+_SECUREBITS: Final = 0b1111
 
 
 def last_capability() -> int:
