@@ -76,6 +76,8 @@ def _become(
     program: Any, around: Surroundings, stdio: Sequence[int], report: int, *, terminal: bool
 ) -> NoReturn:
     step = "session"
+    # Made while there is memory: under a small RLIMIT_AS there may be none for another.
+    told = _report("limits", OSError(errno.ENOMEM, "no memory for the start: limits too low"))
     try:
         os.setsid()
         step = "cgroup"
@@ -113,7 +115,12 @@ def _become(
         step = "exec"
         _exec(program)
     except BaseException as e:  # noqa: BLE001 - whatever it was, this process ends here
-        os.write(report, _report(step, e))
+        try:
+            if not isinstance(e, MemoryError):
+                told = _report(step, e)
+        except MemoryError:
+            pass
+        os.write(report, told)
     finally:
         os._exit(127)
 

@@ -89,6 +89,17 @@ def test_two_starters_at_once_start_one(instance: Instance) -> None:
     assert sorted(answers) == [False, True]
 
 
+@pytest.mark.parametrize("size", [1, 4 << 20])
+def test_a_start_without_memory_is_told_as_that(instance: Instance, size: int) -> None:
+    """A report needs memory too: without one its end would pass for that of the program."""
+    plan = program("x" * 500_000, rlimits={"as": [size, size]})
+    for start in (lambda: instance.run(plan, 1), lambda: instance.exec(plan)):
+        with pytest.raises(ReportedError) as failed:
+            start()
+        assert (failed.value.step, failed.value.errno) == ("limits", errno.ENOMEM)
+    assert instance.run_to_end(shell("exit 0"), 9)["exit_code"] == 0
+
+
 @pytest.mark.parametrize(
     ("plan", "step", "number"),
     [
