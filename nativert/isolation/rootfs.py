@@ -32,13 +32,12 @@ TYPE_CHECKING = False  # typing costs half a megabyte in each init
 if TYPE_CHECKING:
     from typing import Final
 
-# kind: bind | tmpfs | symlink | mask | file. A plain tuple type, because it also travels
+# kind: bind | tmpfs | overlay | symlink. A plain tuple type, because it also travels
 # as JSON and the process that reads it imports as little as it can.
 #   bind     source at target; flags: words of FLAGS
 #   tmpfs    new at target; data: mount options
+#   overlay  of the directories in data, the first of them on top; flags as with bind
 #   symlink  at target, pointing to source
-#   mask     target covered by an empty file or directory, if it exists
-#   file     source (a file) at target; where target is a symbolic link, at what it points to
 Step = namedtuple("Step", ("kind", "source", "target", "flags", "data"), defaults=("", "", (), ""))  # noqa: PYI024
 
 FLAGS: Final = {"ro": MS_RDONLY, "nosuid": MS_NOSUID, "nodev": MS_NODEV, "noexec": MS_NOEXEC}
@@ -144,36 +143,20 @@ def _mask(root: int, path: str) -> None:
         os.close(fd)
 
 
-def _file(root: int, source: str, target: str) -> None:
-    # /etc/resolv.conf is often a link into /run, which is private here: the file goes
-    # to where the link points, as the instance will see it.
-    for _ in range(8):
-        try:
-            fd = mounts.make_target(root, target, directory=False)
-        except OSError:
-            fd = -1
-        if fd >= 0:
-            link = stat.S_ISLNK(os.fstat(fd).st_mode)
-            if not link:
-                break
-            name = os.readlink("", dir_fd=fd)
+def _overlay(root: int, layers: Sequence[str], target: str, flags: int) -> None:
+    how = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    fds: list[int] = []
+    try:
+        fds.extend(os.open(layer, how) for layer in layers)
+        # By number: a path may have a comma or a colon, three may be longer than the page
+        # that mount(2) takes, and the instance reads these options in its mountinfo.
+        lower = ":".join(f"/proc/self/fd/{fd}" for fd in fds)
+        # An image's attributes must not name another directory of its layer.
+        data = f"lowerdir={lower},redirect_dir=nofollow"
+        mounts.attach("overlay", root, target, "overlay", flags, data)
+    finally:
+        for fd in fds:
             os.close(fd)
-            target = os.path.normpath(os.path.join(os.path.dirname(target), name))
-            continue
-        raise OSError(2, "cannot place file: a directory on the way is a link or missing", target)
-    else:
-        raise OSError(40, "cannot place file: too many links", target)
-    try:
-        mount(source, f"/proc/self/fd/{fd}", flags=MS_BIND)
-    finally:
-        os.close(fd)
-    mounted = mounts.open_target(root, target)
-    try:
-        mounts.set_flags(
-            f"/proc/self/fd/{mounted}", MS_RDONLY | MS_NOSUID | MS_NODEV, recursive=False
-        )
-    finally:
-        os.close(mounted)
 
 
 def _apply(root: int, step: Step) -> None:
@@ -183,10 +166,8 @@ def _apply(root: int, step: Step) -> None:
         mounts.attach("tmpfs", root, step.target, "tmpfs", _flags(step.flags), step.data)
     elif step.kind == "symlink":
         os.symlink(step.source, step.target.lstrip("/"), dir_fd=root)
-    elif step.kind == "mask":
-        _mask(root, step.target)
-    elif step.kind == "file":
-        _file(root, step.source, step.target)
+    elif step.kind == "overlay":
+        _overlay(root, step.data, step.target, _flags(step.flags))
     else:
         raise ValueError(f"unknown root step {step.kind!r}")
 

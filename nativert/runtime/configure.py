@@ -26,7 +26,7 @@ from nativert.isolation import process
 from nativert.isolation.cgroups.driver import Cgroup
 from nativert.launcher.client import ReportedError
 from nativert.launcher.plan import Sandbox
-from nativert.runtime import admission, execute, program, release, root, users
+from nativert.runtime import admission, etc, execute, program, release, root, users
 from nativert.runtime import limits as limits_of
 from nativert.runtime.context import Context, descriptor_of
 from nativert.runtime.failpoints import failpoint
@@ -51,6 +51,9 @@ def step(instance: str, name: str, code: Code = Code.CONFIGURE) -> Iterator[None
             hint = "no room: free some, or raise the limit that is full"
         elif isinstance(e, ReportedError) and e.step == "root file system" and e.errno == 30:
             hint = "a mount target must exist where its parent is shown read-only"
+        elif isinstance(e, ReportedError) and e.errno == errno.ENODEV:
+            # mount(2): the file system type is not in the kernel, and no module has it.
+            hint = "modprobe overlay, or use a kernel that is built with CONFIG_OVERLAY_FS"
         raise StepError(instance, name, e, code=code, hint=hint) from e
 
 
@@ -64,6 +67,7 @@ class Sources:
         self.log = lib / "log"
         self.image = lib / "image"
         self.etc = self.run / "etc"
+        self.hidden: Path | None = None
         self.script = self.run / "configure"
 
 
@@ -259,6 +263,13 @@ def _files(
         _place(sources.etc / "resolv.conf", context.network.resolver().encode())
     if not user.known:
         _place(sources.etc / "passwd", users.passwd_with(user, whole or Path("/")))
+    lower = root.lower_etc(whole)
+    if whole is None and lower is not None:
+        sources.hidden = etc.hidden(context.paths.run / "etc", lower)
+    native = descriptor.native
+    mounts = [(mount.target, os.path.isdir(mount.source)) for mount in native.mounts]
+    mounts += [(tmpfs.target, True) for tmpfs in native.tmpfs_mounts()]
+    etc.place_mounts(sources.etc, lower, mounts)
     if descriptor.script:
         script = descriptor.script
         if not script.startswith("#!"):
@@ -295,6 +306,7 @@ def _plan(
         root.Sources(
             data=sources.data,
             etc=sources.etc,
+            hidden=sources.hidden,
             image=image,
             script=sources.script if descriptor.script else None,
             owner=owner,

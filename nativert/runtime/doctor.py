@@ -34,6 +34,7 @@ def examine(context: Context) -> list[Check]:
         _kernel(),
         _machine(),
         *_namespaces(),
+        _overlay(),
         *_cgroups(context),
         *_network(context),
         _seccomp(context),
@@ -81,6 +82,22 @@ def _namespaces() -> Iterator[Check]:
             detail=str(count),
             fix="" if count else "sysctl -w user.max_user_namespaces=65536",
         )
+
+
+def _overlay() -> Check:
+    loaded = "\toverlay\n" in Path("/proc/filesystems").read_text()
+    try:
+        modules = Path(f"/lib/modules/{platform.release()}/modules.dep").read_text()
+    except OSError:
+        modules = ""
+    # The kernel loads the module by itself at the first mount.
+    there = loaded or "/overlay.ko" in modules
+    return Check(
+        name="overlay file system",
+        ok=there,
+        detail="in the kernel" if loaded else "a module" if there else "not in the kernel",
+        fix="" if there else "modprobe overlay, or use a kernel with CONFIG_OVERLAY_FS",
+    )
 
 
 def _cgroups(context: Context) -> Iterator[Check]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -18,18 +18,10 @@ from nativert.fdu.descriptor import Descriptor
 from nativert.isolation.rootfs import Step
 
 SHOWN: Final = ("usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32", "etc", "opt")
-# What of /etc tells secrets. The application's ids are not the host's, so that modes refuse
-# it already; these are not shown even by name.
-_SECRET: Final = (
-    "shadow", "shadow-", "gshadow", "gshadow-", "ssh", "ssl/private", "sudoers", "sudoers.d",
-    "security/opasswd", "krb5.keytab", "wireguard", "wpa_supplicant", "letsencrypt", "nativert",
-    "NetworkManager/system-connections", "ipsec.secrets", "ipsec.d/private", "pki/tls/private",
-)  # fmt: skip
 _READ_ONLY: Final = ("ro", "nosuid", "nodev")
 _WRITABLE: Final = ("nosuid", "nodev")
-# Built by isolation.rootfs, or ours: never taken from an image.
-_OWN: Final = frozenset({"proc", "sys", "dev", "tmp", "run", "data", "app"})
-_ETC_FILES: Final = ("hosts", "hostname", "resolv.conf", "passwd", "group")
+# Built by isolation.rootfs, or ours, or laid over: never taken from an image as it is.
+_OWN: Final = frozenset({"proc", "sys", "dev", "tmp", "run", "data", "app", "etc"})
 SCRIPT: Final = "/run/configure"
 _TMP_BYTES: Final = 256 << 20
 _RUN_BYTES: Final = 32 << 20
@@ -43,7 +35,9 @@ class Sources:
 
     data: Path
     etc: Path
-    """Directory with those of hosts, hostname, resolv.conf, passwd, group that are ours."""
+    """Directory with those files of /etc that are the instance's own."""
+    hidden: Path | None
+    """Whiteouts for the secrets of the host's /etc, where that is shown."""
     image: Path | None
     script: Path | None
     owner: tuple[int, int]
@@ -53,12 +47,12 @@ class Sources:
 def steps(descriptor: Descriptor, sources: Sources) -> list[Step]:
     """Return how to build the root; raises NativertError for a mount that cannot be."""
     native = descriptor.native
-    whole = native.rootfs == "image" and sources.image is not None
-    ours = [name for name in _ETC_FILES if (sources.etc / name).exists()]
-    result = [*_tree(sources.image, ours)] if whole and sources.image else [*_host(ours)]
+    whole = sources.image if native.rootfs == "image" else None
+    result = [*_host()] if whole is None else [*_tree(whole)]
+    result.append(_etc(sources, whole))
     result += _scratch({tmpfs.target for tmpfs in native.tmpfs_mounts()}, sources.owner)
     result.append(Step("bind", str(sources.data), "/data", _WRITABLE))
-    if sources.image is not None and not whole:
+    if sources.image is not None and whole is None:
         result.append(Step("bind", str(sources.image), "/app", _READ_ONLY))
     for tmpfs in native.tmpfs_mounts():
         size = tmpfs.size_bytes or _TMP_BYTES
@@ -73,38 +67,23 @@ def steps(descriptor: Descriptor, sources: Sources) -> list[Step]:
             )
         flags = _READ_ONLY if mount.read_only else _WRITABLE
         result.append(Step("bind", mount.source, mount.target, flags))
-    result += [Step("file", str(sources.etc / name), f"/etc/{name}") for name in ours]
     if sources.script is not None:
-        result.append(Step("file", str(sources.script), SCRIPT))
-    own = [*(m.target for m in native.mounts), *(t.target for t in native.tmpfs_mounts())]
-    return _outer_first([step for step in result if not _hides(step, own)])
-
-
-def _hides(step: Step, targets: Sequence[str]) -> bool:
-    # What the descriptor itself puts there is no secret of the host's.
-    return step.kind == "mask" and any(f"{step.target}/".startswith(f"{t}/") for t in targets)
+        result.append(Step("bind", str(sources.script), SCRIPT, _READ_ONLY))
+    return _outer_first(result)
 
 
 def _outer_first(result: list[Step]) -> list[Step]:
-    # A mount over another's parent would hide it: user mounts go from the outside in.
-    fixed = [step for step in result if step.kind not in {"bind", "tmpfs"}]
-    mounts = [step for step in result if step.kind in {"bind", "tmpfs"}]
-    links = [step for step in fixed if step.kind == "symlink" and step.target.count("/") == 1]
-    rest = [step for step in fixed if step not in links]
+    # A mount over another's parent would hide it: mounts go from the outside in.
+    links = [step for step in result if step.kind == "symlink"]
+    mounts = [step for step in result if step.kind != "symlink"]
     mounts.sort(key=lambda step: step.target.count("/"))
-    return links + mounts + rest
+    return links + mounts
 
 
-def _host(ours: list[str]) -> Iterator[Step]:
+def _host() -> Iterator[Step]:
     for name in SHOWN:
-        if name == "etc" and not all(os.path.lexists(f"/etc/{file}") for file in ours):
-            # A small host may have no /etc/hosts.
-            yield from _etc("/etc", ours)
-        else:
+        if name != "etc":
             yield from _entry(f"/{name}", f"/{name}")
-    for name in _SECRET:
-        if os.path.lexists(f"/etc/{name}"):
-            yield Step("mask", "", f"/etc/{name}")
 
 
 def _entry(source: str, target: str) -> Iterator[Step]:
@@ -114,26 +93,29 @@ def _entry(source: str, target: str) -> Iterator[Step]:
         yield Step("bind", source, target, _READ_ONLY)
 
 
-def _tree(image: Path, ours: list[str]) -> Iterator[Step]:
+def _tree(image: Path) -> Iterator[Step]:
     for name in sorted(os.listdir(image)):
-        if name in _OWN:
-            continue
-        if (
-            name == "etc"
-            and _is(image / "etc", stat.S_IFDIR)
-            and not all(_is(image / "etc" / file, stat.S_IFREG) for file in ours)
-        ):
-            # Links are not asked where they lead: from here that would be to files of the host.
-            yield from _etc(f"{image}/etc", ours)
-            continue
-        yield from _entry(f"{image}/{name}", f"/{name}")
+        if name not in _OWN:
+            yield from _entry(f"{image}/{name}", f"/{name}")
 
 
-def _etc(directory: str, ours: list[str]) -> Iterator[Step]:
-    # A read-only /etc has no place for a file that it lacks: take it apart.
-    for name in sorted(os.listdir(directory)):
-        if name not in ours:
-            yield from _entry(f"{directory}/{name}", f"/etc/{name}")
+def _etc(sources: Sources, whole: Path | None) -> Step:
+    # Layers, and not mounts over single files: those the kernel takes away when the host
+    # renames another file over the one below, as passwd(1) and DHCP clients do.
+    lower = lower_etc(whole)
+    if lower is None:
+        return Step("bind", str(sources.etc), "/etc", _READ_ONLY)
+    hidden = [] if sources.hidden is None else [sources.hidden]
+    layers = [str(layer) for layer in (sources.etc, *hidden, lower)]
+    return Step("overlay", "", "/etc", _READ_ONLY, layers)
+
+
+def lower_etc(whole: Path | None) -> Path | None:
+    """Return the /etc that the instance's own is laid over, of the host or of an image."""
+    if whole is None:
+        return Path(os.path.realpath("/etc"))
+    # A link is not asked where it leads: from here that would be to files of the host.
+    return whole / "etc" if _is(whole / "etc", stat.S_IFDIR) else None
 
 
 def _is(path: Path, kind: int) -> bool:

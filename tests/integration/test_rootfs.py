@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import stat
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -170,80 +171,107 @@ def test_a_writable_bind_keeps_its_mount_flags(tmp_path: Path) -> None:
     assert (tmp_path / "data/file").read_text() == "kept"
 
 
-@pytest.mark.parametrize(
-    ("link", "placed"),
-    [
-        (None, "/etc/resolv.conf"),
-        ("../run/systemd/resolve/stub-resolv.conf", "/run/systemd/resolve/stub-resolv.conf"),
-        ("/run/resolvconf/resolv.conf", "/run/resolvconf/resolv.conf"),
-        ("../../../../run/x", "/run/x"),
-        ("chain", "/run/end"),
-    ],
-)
-def test_a_file_goes_where_its_link_points(tmp_path: Path, link: str | None, placed: str) -> None:
-    etc = tmp_path / "etc"
-    etc.mkdir()
-    (etc / "chain").symlink_to("/etc/second")
-    (etc / "second").symlink_to("../run/end")
-    if link is None:
-        (etc / "resolv.conf").write_text("the host's")
-    else:
-        (etc / "resolv.conf").symlink_to(link)
-    (tmp_path / "ours").write_text("nameserver 10.0.0.1\n")
-    run = tmp_path / "host-run"
-    run.mkdir()
+def make_files(directory: Path, **files: str) -> Path:
+    """Write files into a new directory; return it."""
+    directory.mkdir(parents=True)
+    for name, text in files.items():
+        (directory / name).write_text(text)
+    return directory
+
+
+def etc_of(*layers: Path) -> Step:
+    return Step("overlay", "", "/etc", READ_ONLY, [str(layer) for layer in layers])
+
+
+@pytest.mark.parametrize("link", ["../run/systemd/resolve/stub-resolv.conf", "/absent", "chain"])
+def test_a_file_of_ours_takes_the_place_of_a_link(tmp_path: Path, link: str) -> None:
+    host = make_files(tmp_path / "host", other="the host's")
+    (host / "chain").symlink_to("resolv.conf")
+    (host / "resolv.conf").symlink_to(link)
+    ours = make_files(tmp_path / "ours", **{"resolv.conf": "ours"})
 
     def body() -> None:
-        assert Path("/etc/resolv.conf").read_text() == "nameserver 10.0.0.1\n"
-        assert Path(placed).read_text() == "nameserver 10.0.0.1\n"
-        with pytest.raises(OSError, match="Read-only"):
-            Path("/etc/resolv.conf").write_text("x")
+        assert Path("/etc/resolv.conf").read_text() == "ours"
+        assert Path("/etc/other").read_text() == "the host's"
+        for path in ("/etc/resolv.conf", "/etc/other", "/etc/new"):
+            with pytest.raises(OSError, match="Read-only"):
+                Path(path).write_text("x")
+        assert {"ro", "nosuid", "nodev"} <= mount_table()["/etc"][0]
 
-    steps = [
-        Step("bind", str(etc), "/etc", READ_ONLY),
-        Step("tmpfs", "", "/run", ("nosuid", "nodev"), "mode=0755"),
-        Step("file", str(tmp_path / "ours"), "/etc/resolv.conf"),
-    ]
-    inside(tmp_path, steps, body)
-    assert os.listdir(run) == []
+    inside(tmp_path, [etc_of(ours, host)], body)
+    assert sorted(os.listdir(host)) == ["chain", "other", "resolv.conf"]
 
 
-@pytest.mark.parametrize("link", ["resolv.conf", "/etc/a/b/resolv.conf", "/etc/linked/x"])
-def test_a_link_that_leads_nowhere_is_refused_with_its_path(tmp_path: Path, link: str) -> None:
-    etc = tmp_path / "etc"
-    etc.mkdir()
-    (etc / "resolv.conf").symlink_to(link)
-    (etc / "linked").symlink_to("/run")
-    (tmp_path / "ours").write_text("x")
-    steps = [
-        Step("bind", str(etc), "/etc", READ_ONLY),
-        Step("file", str(tmp_path / "ours"), "/etc/resolv.conf"),
-    ]
-    with pytest.raises(OSError, match=r"file /etc/resolv\.conf: cannot place file"):
-        inside(tmp_path, steps, lambda: None)
-
-
-def test_masks_cover_files_directories_and_links(tmp_path: Path) -> None:
-    tree = tmp_path / "tree"
-    (tree / "secrets").mkdir(parents=True)
-    (tree / "secrets/key").write_text("key")
-    (tree / "shadow").write_text("hash")
-    (tree / "link").symlink_to("secrets/key")
+def test_what_the_host_renames_over_its_files_does_not_show_ours_up(tmp_path: Path) -> None:
+    """The kernel detaches what is mounted on a file when another is renamed over it."""
+    host = make_files(tmp_path / "host", hosts="the host's", shadow="hash", passwd="root")
+    hidden = make_files(tmp_path / "hidden")
+    os.mknod(hidden / "shadow", stat.S_IFCHR, 0)
+    ours = make_files(tmp_path / "ours", hosts="ours", passwd="app")
+    replace, replaced = os.pipe(), os.pipe()
 
     def body() -> None:
-        assert os.listdir("/tree/secrets") == []
-        assert Path("/tree/shadow").read_bytes() == b""
-        assert Path("/tree/link").read_bytes() == b""
-        with pytest.raises(OSError):
-            os.unlink("/tree/shadow")
+        for _ in range(2):
+            assert Path("/etc/hosts").read_text() == "ours"
+            assert Path("/etc/passwd").read_text() == "app"
+            assert sorted(os.listdir("/etc")) == ["hosts", "passwd"]
+            with pytest.raises(FileNotFoundError):
+                os.stat("/etc/shadow")
+            os.write(replace[1], b"x")
+            os.read(replaced[0], 1)
 
-    steps = [
-        Step("bind", str(tree), "/tree", ("nosuid",)),
-        *(Step("mask", "", f"/tree/{name}") for name in ("secrets", "shadow", "link", "absent")),
-        Step("mask", "", "/tree/shadow/below"),
-    ]
-    inside(tmp_path, steps, body)
-    assert (tree / "shadow").read_text() == "hash"
+    def as_host() -> None:
+        os.read(replace[0], 1)
+        for name in ("hosts", "shadow", "passwd", "shadow-"):
+            (tmp_path / "new").write_text("the host's new")
+            os.rename(tmp_path / "new", host / name)
+        os.write(replaced[1], b"xx")
+
+    thread = threading.Thread(target=as_host, daemon=True)
+    thread.start()
+    os.mknod(hidden / "shadow-", stat.S_IFCHR, 0)
+    inside(tmp_path, [etc_of(ours, hidden, host)], body)
+    thread.join(10)
+    assert (host / "hosts").read_text() == "the host's new"
+    for fd in (*replace, *replaced):
+        os.close(fd)
+
+
+def test_a_whiteout_hides_below_a_directory_that_stays(tmp_path: Path) -> None:
+    host = make_files(tmp_path / "host/ssl", conf="shown")
+    make_files(host / "private", key="secret")
+    hidden = make_files(tmp_path / "hidden/ssl")
+    os.mknod(hidden / "private", stat.S_IFCHR, 0)
+    ours = make_files(tmp_path / "ours")
+
+    def body() -> None:
+        assert os.listdir("/etc/ssl") == ["conf"]
+        with pytest.raises(FileNotFoundError):
+            os.stat("/etc/ssl/private/key")
+
+    inside(tmp_path, [etc_of(ours, tmp_path / "hidden", tmp_path / "host")], body)
+
+
+@pytest.mark.parametrize("name", ["a,b", "a:b", "a\\b", "a\\:b,lowerdir=:c", "long"])
+def test_the_paths_of_layers_may_have_any_characters(tmp_path: Path, name: str) -> None:
+    where = tmp_path / name
+    if name == "long":
+        where = tmp_path.joinpath(*["d" * 200] * 12)
+    layers = [make_files(where / part, **{part: "x"}) for part in ("one", "two", "three")]
+
+    def body() -> list[str]:
+        assert name not in Path("/proc/self/mountinfo").read_text()
+        return sorted(os.listdir("/etc"))
+
+    assert inside(tmp_path, [etc_of(*layers)], body) == ["one", "three", "two"]
+
+
+def test_a_layer_that_is_a_link_or_absent_is_refused(tmp_path: Path) -> None:
+    ours = make_files(tmp_path / "ours")
+    (tmp_path / "link").symlink_to("/etc")
+    for layer in (tmp_path / "link", tmp_path / "absent"):
+        with pytest.raises(OSError, match="overlay /etc"):
+            inside(tmp_path, [etc_of(ours, layer)], lambda: None)
 
 
 def test_a_step_that_fails_is_named_with_its_target(tmp_path: Path) -> None:
@@ -255,7 +283,7 @@ def test_a_step_that_fails_is_named_with_its_target(tmp_path: Path) -> None:
             inside(tmp_path, [step], lambda: None)
         assert refused.value.errno == number
     with pytest.raises(ValueError, match="unknown root step"):
-        inside(tmp_path, [Step("overlay", "", "/x")], lambda: None)
+        inside(tmp_path, [Step("union", "", "/x")], lambda: None)
     with pytest.raises(KeyError):
         inside(tmp_path, [Step("bind", "/usr", "/x", ("exec",))], lambda: None)
 

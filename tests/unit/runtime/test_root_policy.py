@@ -30,7 +30,10 @@ def plan(
     etc = tmp_path / "our-etc"
     etc.mkdir(exist_ok=True)
     (etc / "hosts").touch()
-    sources = root.Sources(data=tmp_path, etc=etc, image=image, script=None, owner=(7, 8))
+    hidden = None if image is not None else tmp_path / "hidden"
+    sources = root.Sources(
+        data=tmp_path, etc=etc, hidden=hidden, image=image, script=None, owner=(7, 8)
+    )
     return root.steps(decoded, sources)
 
 
@@ -89,32 +92,39 @@ def test_a_missing_source_is_refused_with_its_path(tmp_path: Path) -> None:
     assert "/srv" in refused.value.hint
 
 
-def masks(steps: list[Step]) -> set[str]:
-    return {step.target for step in steps if step.kind == "mask"}
+def test_etc_is_one_mount_of_layers_the_instances_own_on_top(tmp_path: Path) -> None:
+    (etc,) = [step for step in plan(tmp_path) if step.target.startswith("/etc")]
+    assert (etc.kind, etc.target) == ("overlay", "/etc")
+    assert set(etc.flags) == {"ro", "nosuid", "nodev"}
+    host = os.path.realpath("/etc")
+    assert etc.data == [str(tmp_path / "our-etc"), str(tmp_path / "hidden"), host]
 
 
-def test_secrets_of_the_host_are_masked_after_what_shows_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_mount_of_the_descriptor_comes_after_etc(tmp_path: Path) -> None:
+    native = {"mounts": [{"source": str(tmp_path), "target": "/etc/ssl/private"}]}
+    order = [step.target for step in plan(tmp_path, native)]
+    assert order.index("/etc") < order.index("/etc/ssl/private")
+
+
+@pytest.mark.parametrize("kind", ["directory", "link", "file", "absent"])
+def test_the_etc_of_an_image_is_a_layer_only_if_it_is_a_directory(
+    tmp_path: Path, kind: str
 ) -> None:
-    monkeypatch.setattr(os.path, "lexists", lambda path: True)
-    steps = plan(tmp_path)
-    assert masks(steps) == {f"/etc/{name}" for name in root._SECRET}
-    kinds = [step.kind for step in steps]
-    assert kinds.index("mask") > max(at for at, kind in enumerate(kinds) if kind == "bind")
-
-
-def test_what_the_descriptor_mounts_over_a_secret_is_shown(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A server's own keys at /etc/ssl/private are not the host's."""
-    monkeypatch.setattr(os.path, "lexists", lambda path: True)
-    for target in ("/etc/ssl/private", "/etc/ssl"):
-        native = {"mounts": [{"source": str(tmp_path), "target": target}]}
-        hidden = masks(plan(tmp_path, native))
-        assert "/etc/ssl/private" not in hidden
-        assert "/etc/shadow" in hidden
-    native = {"mounts": [{"source": str(tmp_path), "target": "/etc/ssl/privateer"}]}
-    assert "/etc/ssl/private" in masks(plan(tmp_path, native))
+    image = tmp_path / "image"
+    image.mkdir()
+    if kind == "directory":
+        (image / "etc").mkdir()
+    elif kind == "link":
+        (image / "etc").symlink_to(tmp_path)
+    elif kind == "file":
+        (image / "etc").touch()
+    steps = plan(tmp_path, {"rootfs": "image"}, image=image)
+    (etc,) = [step for step in steps if step.target == "/etc"]
+    ours = str(tmp_path / "our-etc")
+    if kind == "directory":
+        assert (etc.kind, etc.data) == ("overlay", [ours, f"{image}/etc"])
+    else:
+        assert (etc.kind, etc.source) == ("bind", ours)
 
 
 def test_a_tmpfs_of_the_descriptor_takes_the_place_of_ours(tmp_path: Path) -> None:
