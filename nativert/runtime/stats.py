@@ -9,7 +9,7 @@ import msgspec
 
 from nativert.fdu.states import State
 from nativert.isolation.cgroups.driver import Sampler
-from nativert.isolation.cgroups.limits import Usage
+from nativert.isolation.cgroups.limits import Pressure, Usage
 from nativert.runtime import limits as limits_of
 from nativert.runtime.context import Context
 from nativert.runtime.observe import Observed
@@ -115,6 +115,10 @@ class Monitor:
                 received, sent = counters.rx_bytes, counters.tx_bytes
             except OSError:
                 pass  # A link taken from outside has no figures.
+        try:
+            pressure = self._context.driver.open(seen.facts.cgroup).pressure()
+        except OSError:
+            pressure = Pressure()  # Removed from outside since the counters were read.
         return msgspec.structs.replace(
             bare,
             cpu_ratio=cpu_ratio,
@@ -133,4 +137,7 @@ class Monitor:
             net_rx_bytes=received,
             net_tx_bytes=sent,
             oom_kills=usage.oom_kills,
+            cpu_pressure=pressure.cpu,
+            memory_pressure=pressure.memory,
+            io_pressure=pressure.io,
         )

@@ -72,7 +72,10 @@ class LogLine(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Figures(msgspec.Struct, frozen=True, kw_only=True):
-    """Kernel counters of one instance. `cpu_ratio` is in cores, since the last sample or start."""
+    """Kernel counters of one instance. `cpu_ratio` is in cores, since the last sample or start.
+
+    A pressure is the share (0 to 1) of the last 10 s in which a task of it had to wait.
+    """
 
     instance: str
     name: str
@@ -93,6 +96,9 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
     net_rx_bytes: int | None = None
     net_tx_bytes: int | None = None
     oom_kills: int | None = None
+    cpu_pressure: float | None = None
+    memory_pressure: float | None = None
+    io_pressure: float | None = None
 
 
 class Check(msgspec.Struct, frozen=True, kw_only=True):

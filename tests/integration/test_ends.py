@@ -101,13 +101,24 @@ def test_a_memory_limit_too_small_is_an_oom_with_peak_and_limit(node: Node) -> N
     assert ended(node.wait(app, timeout_s=20)).reason in ("signal", "oom")
 
 
+CHILD_GROWS = "python3 -S -c 'bytearray(200 << 20)'; echo child $?; exit 4"
+
+
+@pytest.mark.cgroup_v1
 def test_an_oom_of_a_child_is_told_too(node: Node) -> None:
-    script = "python3 -S -c 'bytearray(200 << 20)'; echo child $?; exit 4"
-    app = start(node, shell=script, native={"memory": {"max": "32M", "swap": 0}})
+    app = start(node, shell=CHILD_GROWS, native={"memory": {"max": "32M", "swap": 0}})
     end = ended(node.wait(app, timeout_s=20))
     assert (end.reason, end.exit_code, end.oom) == ("exited", 4, True)
     assert "OOM killer" in end.message
     assert "child 137" in log_text(node, app)
+
+
+@pytest.mark.cgroup_v2
+def test_an_oom_of_a_child_ends_the_application(node: Node) -> None:
+    app = start(node, shell=CHILD_GROWS, native={"memory": {"max": "32M", "swap": 0}})
+    end = ended(node.wait(app, timeout_s=20))
+    assert (end.reason, end.oom, end.signal, end.code) == ("oom", True, "SIGKILL", 137)
+    assert "child" not in log_text(node, app)
 
 
 # -- stop ------------------------------------------------------------------------------------

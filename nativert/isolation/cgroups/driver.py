@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final, Literal, Protocol
 
 from nativert.errors import Code, NativertError
-from nativert.isolation.cgroups.limits import Entry, Limits, Usage
+from nativert.isolation.cgroups.limits import Entry, Limits, Pressure, Usage
 
 LAUNCHER: Final = "launcher"
 INIT: Final = "init"
@@ -94,6 +94,10 @@ class Cgroup(Protocol):
         """Return all counters, once."""
         ...
 
+    def pressure(self) -> Pressure:
+        """Return how much its processes had to wait of late; nothing on v1."""
+        ...
+
     def sampler(self) -> Sampler:
         """Open the counters for repeated reading."""
         ...
@@ -133,7 +137,10 @@ class Driver(Protocol):
         ...
 
     def create(self, name: str) -> Cgroup:
-        """Make a cgroup in all hierarchies or in none; FileExistsError if it is there."""
+        """Make a cgroup in all hierarchies or in none; FileExistsError if it is there.
+
+        Where the kernel can (v2), its OOM killer takes all processes in it or none.
+        """
         ...
 
     def open(self, name: str) -> Cgroup:

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from nativert.isolation.cgroups import files
+from nativert.isolation.cgroups import files, pressure
 from nativert.isolation.cgroups.driver import Mode
 from nativert.isolation.cgroups.freezer import UnifiedFreezer
 from nativert.isolation.cgroups.host import Host
-from nativert.isolation.cgroups.limits import Entry
+from nativert.isolation.cgroups.limits import Entry, Pressure
 from nativert.isolation.cgroups.v1 import FREEZER, V1Cgroup, V1Driver
 
 
@@ -27,6 +27,10 @@ class HybridCgroup(V1Cgroup):
     def populated(self) -> bool:
         """Whether a live process is in the cgroup or below it."""
         return "populated 1" in (files.read_optional(f"{self._home}/cgroup.events") or "")
+
+    def pressure(self) -> Pressure:
+        """Return how much its processes had to wait of late."""
+        return pressure.read(self._home)
 
 
 class HybridDriver(V1Driver):

@@ -68,6 +68,15 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
+class Pressure:
+    """Share of the last 10 s in which some task waited for it, 0..1; None where unknown."""
+
+    cpu: float | None = None
+    memory: float | None = None
+    io: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Entry:
     """What a process needs in order to join a cgroup, and where the evidence of its end is.
 

@@ -11,7 +11,7 @@ from nativert.isolation.cgroups.driver import Mode
 from nativert.isolation.cgroups.freezer import Freezer, LegacyFreezer
 from nativert.isolation.cgroups.hierarchies import UNKEPT, Hierarchies, is_scope, keepers
 from nativert.isolation.cgroups.host import Host
-from nativert.isolation.cgroups.limits import Entry, Limits, Usage
+from nativert.isolation.cgroups.limits import Entry, Limits, Pressure, Usage
 from nativert.isolation.cgroups.tree import Tree
 from nativert.isolation.cgroups.v1_check import V1Check
 from nativert.isolation.cgroups.v1_limits import V1Knobs
@@ -80,6 +80,10 @@ class V1Cgroup:
             return sampler.sample()
         finally:
             sampler.close()
+
+    def pressure(self) -> Pressure:
+        """Return nothing: the kernel keeps no such figures for v1."""
+        return Pressure()
 
     def sampler(self) -> v1_usage.V1Sampler:
         """Open the counters for repeated reading."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 
-from nativert.isolation.cgroups import files, freezer, knobs, processes
+from nativert.isolation.cgroups import files, freezer, knobs, pressure, processes
 from nativert.isolation.cgroups.driver import Mode
 from nativert.isolation.cgroups.freezer import UnifiedFreezer
 from nativert.isolation.cgroups.hierarchies import is_scope
 from nativert.isolation.cgroups.host import Host
-from nativert.isolation.cgroups.limits import Entry, Limits, Usage
+from nativert.isolation.cgroups.limits import Entry, Limits, Pressure, Usage
 from nativert.isolation.cgroups.tree import Tree
 from nativert.isolation.cgroups.v2_controllers import V2Controllers
 from nativert.isolation.cgroups.v2_limits import V2Knobs
@@ -75,6 +75,10 @@ class V2Cgroup:
         finally:
             sampler.close()
 
+    def pressure(self) -> Pressure:
+        """Return how much its processes had to wait of late."""
+        return pressure.read(self._directory)
+
     def sampler(self) -> V2Sampler:
         """Open the counters for repeated reading."""
         return V2Sampler(self._directory)
@@ -113,7 +117,13 @@ class V2Driver:
     def create(self, name: str) -> V2Cgroup:
         """Make a cgroup; FileExistsError if it is there."""
         self._tree.make(name)
-        return self.open(name)
+        path = self._tree.paths(name)[0]
+        try:
+            _end_as_one(path)
+        except OSError:
+            files.remove_all([path])
+            raise
+        return V2Cgroup(name, path)
 
     def open(self, name: str) -> V2Cgroup:
         """Return a cgroup by name, whether or not its directory exists."""
@@ -130,3 +140,13 @@ class V2Driver:
     def destroy(self) -> None:
         """Remove the leaves and the parent; OSError(EBUSY) while anything is in them."""
         self._tree.destroy()
+
+
+def _end_as_one(path: str) -> None:
+    """Let the OOM killer take a cgroup as a whole; it has no such switch without memory."""
+    # An application that has lost one of its processes is neither alive nor ended, and its end
+    # would not tell why. One whose oom_score_adj is -1000 is spared all the same.
+    try:
+        files.write(f"{path}/memory.oom.group", "1")
+    except FileNotFoundError:
+        pass  # Then there is no memory limit at which to kill either.

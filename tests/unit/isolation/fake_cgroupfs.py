@@ -45,6 +45,9 @@ V2_CORE = {
     "cpu.stat": "usage_usec 0\nuser_usec 0\nsystem_usec 0",
     "cgroup.controllers": "",
     "cgroup.subtree_control": "",
+    "cpu.pressure": "some avg10=0.00 avg60=0.00 avg300=0.00 total=0",
+    "memory.pressure": "some avg10=0.00 avg60=0.00 avg300=0.00 total=0",
+    "io.pressure": "some avg10=0.00 avg60=0.00 avg300=0.00 total=0",
 }
 V2_FILES = {
     "cpu": {"cpu.max": "max 100000", "cpu.weight": "100"},
@@ -58,6 +61,7 @@ V2_FILES = {
         "memory.swap.current": "0",
         "memory.peak": "0",
         "memory.stat": "anon 0\nfile 0",
+        "memory.oom.group": "0",
         "memory.events": "low 0\nhigh 0\nmax 0\noom 0\noom_kill 0",
     },
     "pids": {"pids.max": "max", "pids.current": "0"},

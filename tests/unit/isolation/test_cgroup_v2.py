@@ -6,12 +6,13 @@ import errno
 from pathlib import Path
 
 import pytest
-from fake_cgroupfs import FakeCgroupfs
+from fake_cgroupfs import V2_CORE, FakeCgroupfs
 
+from nativert.isolation.cgroups import files, tree
 from nativert.isolation.cgroups.driver import Driver, UnenforceableError
 from nativert.isolation.cgroups.host import Host
 from nativert.isolation.cgroups.knobs import Knob
-from nativert.isolation.cgroups.limits import IoLimit, Limits
+from nativert.isolation.cgroups.limits import IoLimit, Limits, Pressure
 from nativert.isolation.cgroups.v2 import V2Driver
 from nativert.isolation.cgroups.v2_limits import CPU, HIGH, MEMORY, V2Knobs
 
@@ -239,3 +240,92 @@ def test_entry_and_usage(cgroupfs: FakeCgroupfs, driver: Driver) -> None:
     assert (usage.anon_bytes, usage.file_bytes, usage.swap_bytes) == (300, 700, 0)
     assert (usage.cpu_ns, usage.throttled_ns, usage.throttled_periods) == (5000, 6000, 4)
     assert (usage.io_read_bytes, usage.io_write_bytes, usage.oom_kills) == (11, 22, 2)
+
+
+def test_a_new_cgroup_ends_as_one(cgroupfs: FakeCgroupfs, driver: Driver) -> None:
+    driver.create("i-1")
+    assert cgroupfs.get(f"{PARENT}/i-1/memory.oom.group") == "1"
+    # What is not ours to end is not touched.
+    assert cgroupfs.get(f"{PARENT}/init/memory.oom.group") == "0"
+
+
+def test_a_cgroup_that_cannot_end_as_one_is_not_made(
+    cgroupfs: FakeCgroupfs, driver: Driver
+) -> None:
+    cgroupfs.refuse("memory.oom.group", OSError(errno.EIO, "broken"))
+    with pytest.raises(OSError, match=r"memory\.oom\.group"):
+        driver.create("i-1")
+    assert driver.names() == ()
+
+
+def test_without_the_memory_controller_a_cgroup_is_made_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, host: Host
+) -> None:
+    root = tmp_path / "bare"
+    root.mkdir()
+    FakeCgroupfs(root, monkeypatch).mount_unified(root, "pids")
+    driver = V2Driver(PARENT, str(root), host=host)
+    driver.prepare()
+    driver.create("i-1")
+    assert driver.names() == ("i-1",)
+
+
+def test_pressure_is_a_share_of_the_last_seconds(cgroupfs: FakeCgroupfs, driver: Driver) -> None:
+    cgroup = driver.create("i-1")
+    cgroupfs.set(
+        f"{PARENT}/i-1/memory.pressure",
+        "some avg10=12.50 avg60=1.00 avg300=0.50 total=9\n"
+        "full avg10=3.00 avg60=0.00 avg300=0.00 total=2\n",
+    )
+    (cgroupfs.root / PARENT / "i-1" / "io.pressure").unlink()
+    assert cgroup.pressure() == Pressure(cpu=0.0, memory=0.125, io=None)
+
+
+def test_pressure_that_is_switched_off_is_unknown(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def off(path: str) -> str:
+        raise OSError(errno.EOPNOTSUPP, "not supported", path)
+
+    cgroup = driver.create("i-1")
+    monkeypatch.setattr(files, "read", off)
+    assert cgroup.pressure() == Pressure()
+
+
+SCOPE = "system.slice/n.scope"
+
+
+def test_in_a_scope_only_the_scope_hands_controllers_down(
+    cgroupfs: FakeCgroupfs, host: Host
+) -> None:
+    (cgroupfs.root / SCOPE).mkdir(parents=True)
+    for directory in ("system.slice", SCOPE):
+        for name, content in V2_CORE.items():
+            cgroupfs.set(f"{directory}/{name}", content)
+        cgroupfs.set(f"{directory}/cgroup.controllers", "cpu memory pids")
+    cgroupfs.set(f"{SCOPE}/cgroup.procs", "4711\n")
+    V2Driver(SCOPE, str(cgroupfs.root), host=host).prepare()
+    assert cgroupfs.writes == [
+        (f"{SCOPE}/launcher/cgroup.procs", "4711"),
+        *((f"{SCOPE}/cgroup.subtree_control", f"+{name}") for name in ("cpu", "memory", "pids")),
+    ]
+
+
+def test_a_scope_that_is_not_there_is_not_made(cgroupfs: FakeCgroupfs, host: Host) -> None:
+    (cgroupfs.root / "system.slice").mkdir()
+    driver = V2Driver(SCOPE, str(cgroupfs.root), host=host)
+    with pytest.raises(FileNotFoundError):
+        driver.prepare()
+    assert not driver.exists()
+    driver.destroy()
+
+
+def test_a_scope_is_left_to_systemd_and_waited_for(
+    cgroupfs: FakeCgroupfs, host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (cgroupfs.root / SCOPE / "launcher").mkdir(parents=True)
+    monkeypatch.setattr(tree, "_GIVEN_DEADLINE_S", 0.05)
+    driver = V2Driver(SCOPE, str(cgroupfs.root), host=host)
+    with pytest.raises(OSError, match="systemd does not remove it"):
+        driver.destroy()
+    assert [path.name for path in (cgroupfs.root / SCOPE).iterdir()] == []

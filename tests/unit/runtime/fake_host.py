@@ -18,7 +18,7 @@ from typing import Any
 
 from nativert.isolation import process
 from nativert.isolation.cgroups.driver import INIT
-from nativert.isolation.cgroups.limits import Entry, Limits, Usage
+from nativert.isolation.cgroups.limits import Entry, Limits, Pressure, Usage
 from nativert.launcher.client import Channel, Created, ReportedError
 from nativert.launcher.protocol import EXIT_FILE, Message
 from nativert.runtime.context import Context
@@ -273,6 +273,10 @@ class Cgroup:
             peak_bytes=None, anon_bytes=None, file_bytes=None, swap_bytes=None, pids=1,
             io_read_bytes=0, io_write_bytes=0, oom_kills=0,
         )  # fmt: skip
+
+    def pressure(self) -> Pressure:
+        self._there("pressure")
+        return Pressure()
 
     def sampler(self) -> Any:
         raise FileNotFoundError(errno.ENOENT, "no counters here", self.name)
