@@ -12,10 +12,10 @@ from typing import Any
 
 import kernel
 import pytest
-from conftest import MakeNode
 from nodes import (
     CLI,
     DEADLINE_S,
+    MakeNode,
     make_descriptor,
     make_document,
     start,
