@@ -94,13 +94,13 @@ except OSError:
     session.close()
 
 
+# SIGKILL waits for the thaw in its freezer only.
+@pytest.mark.cgroup_v1
 def test_stop_is_bounded_when_a_process_does_not_die(
     node: Node, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A process that hangs in the kernel (FUSE, NFS), which only a frozen one looks like here."""
     freezer = Path("/sys/fs/cgroup/freezer")
-    if not freezer.is_dir():
-        pytest.skip("needs the v1 freezer, in which SIGKILL waits for the thaw")
     monkeypatch.setattr("nativert.runtime.run._KILL_TIMEOUT_S", 0.5)
     app = start(node, shell=IDLE, native=KILL_AT_ONCE)
     pid = node.get(app).pid

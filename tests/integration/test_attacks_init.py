@@ -97,7 +97,7 @@ def test_a_flood_of_output_costs_init_little(node: Node, root: Path, flood: str)
     # The burst of 16 MiB and 4 MiB a second, on each of two streams.
     written = int(Path(f"/proc/{init}/io").read_text().split()[3]) - written
     assert written < 2 * (16 + 4 * (time.monotonic() - begun + seconds + 1)) * (1 << 20)
-    assert cpu_s(init) - used_s < 0.3 * (seconds + 0.5)
+    assert cpu_s(init) - used_s < scale.seconds(0.3 * (seconds + 0.5))
     node.stop(app)
     logs = root / "var/lib/nativert/i" / app / "log"
     # A record is at most a pipe's chunk.
