@@ -14,9 +14,16 @@ from collections.abc import Generator, Iterator
 import census as host
 import kernel
 import pytest
+from hypothesis import HealthCheck, settings
 import scale
 
 REQUIRED = frozenset(filter(None, os.environ.get("NATIVERT_REQUIRE", "").split(",")))
+
+# How long an example takes says more about what else this machine does than about the code.
+settings.register_profile(
+    "nativert", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
+)
+settings.load_profile("nativert")
 
 # What was seen for the first time after which test; the session's verdict names the culprit.
 _first_seen: dict[str, str] = {}
