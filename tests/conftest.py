@@ -14,8 +14,8 @@ from collections.abc import Generator, Iterator
 import census as host
 import kernel
 import pytest
-from hypothesis import HealthCheck, settings
 import scale
+from hypothesis import HealthCheck, settings
 
 REQUIRED = frozenset(filter(None, os.environ.get("NATIVERT_REQUIRE", "").split(",")))
 
