@@ -28,8 +28,8 @@ from nativert.store.paths import Paths
 pytestmark = [pytest.mark.root, pytest.mark.netns]
 
 FOREVER = "exec sleep 1000"
-THREADS = 40
-PROCESSES = 10
+THREADS = scale.count(40)
+PROCESSES = scale.count(10, least=2)
 
 # A process of its own that waits for the word, carries out one operation, tells the outcome.
 CHILD = """
@@ -74,12 +74,12 @@ class Commands:
             go = threading.Barrier(THREADS + 1)
             with ThreadPoolExecutor(THREADS) as threads:
                 told = [threads.submit(self._one, verb, go) for _ in range(THREADS)]
-                go.wait(30)
+                go.wait(scale.seconds(30))
                 answers = [
                     child.communicate("go\n", timeout=scale.seconds(60))[0].strip()
                     for child in children
                 ]
-                answers += [each.result(60) for each in told]
+                answers += [each.result(scale.seconds(60)) for each in told]
         finally:
             for child in children:
                 child.kill()
@@ -87,7 +87,7 @@ class Commands:
         return Counter(answers)
 
     def _one(self, verb: str, go: threading.Barrier) -> str:
-        go.wait(30)
+        go.wait(scale.seconds(30))
         try:
             getattr(self.node, verb)(self.uuid)
         except NativertError as e:
@@ -136,7 +136,7 @@ def test_a_mixture_of_operations_is_a_path_through_the_table(node: Node, root: P
 
     with ThreadPoolExecutor(8) as threads:
         for each in [threads.submit(work, seed) for seed in range(8)]:
-            each.result(90)
+            each.result(scale.seconds(90))
     counts = Counter(done)
     state = node.get(uuid).state
     level = {"DEFINED": 0, "CONFIGURED": 1, "RUNNING": 2, "PAUSED": 3}[state]
@@ -178,7 +178,7 @@ def test_different_instances_do_not_wait_for_each_other(node: Node, root: Path) 
         finally:
             until(go.parent.is_dir)
             go.touch()
-        assert configuring.result(30).state == "CONFIGURED"
+        assert configuring.result(scale.seconds(30)).state == "CONFIGURED"
     assert node.run(slow).state == "RUNNING"
 
 
@@ -190,14 +190,14 @@ def test_threads_that_configure_at_once_get_their_own_inits(node: Node, root: Pa
     with ThreadPoolExecutor(len(names)) as threads:
         for _ in range(2):
             for each in [threads.submit(node.configure, uuid) for uuid in uuids]:
-                each.result(60)
+                each.result(scale.seconds(60))
             for name, uuid in zip(names, uuids, strict=True):
                 node.run(uuid)
                 assert run_inside(node, uuid, "hostname") == (0, f"{name}\n")
             for each in [threads.submit(node.stop, uuid) for uuid in uuids]:
-                each.result(60)
+                each.result(scale.seconds(60))
             for each in [threads.submit(node.clean, uuid) for uuid in uuids]:
-                each.result(60)
+                each.result(scale.seconds(60))
     assert cgroups.detect(f"nativert-{tag_of(root)}").open(INIT).pids() == []
 
 
@@ -226,7 +226,7 @@ def test_gc_beside_operations_takes_nothing_that_lives(make_node: MakeNode, root
                 node.undefine(uuid)
         finally:
             stop.set()
-        assert sweeping.result(30) > 3
+        assert sweeping.result(scale.seconds(30)) > 3
 
 
 def test_two_commands_start_one_launcher(make_node: MakeNode, root: Path, tmp_path: Path) -> None:
@@ -238,7 +238,7 @@ def test_two_commands_start_one_launcher(make_node: MakeNode, root: Path, tmp_pa
     for _ in range(3):
         assert launcher.pids() == []
         both = [subprocess.Popen([*CLI, "configure", name], env=environment) for name in ("a", "b")]
-        assert [each.wait(60) for each in both] == [0, 0]
+        assert [each.wait(scale.seconds(60)) for each in both] == [0, 0]
         assert len(launcher.pids()) == 1
         assert [instance.state for instance in node.list()] == ["CONFIGURED"] * 2
         node.clean("a")
@@ -305,7 +305,7 @@ def test_ps_while_instances_come_and_go(make_node: MakeNode, root: Path) -> None
         finally:
             stop.set()
         for each in looking:
-            each.result(30)
+            each.result(scale.seconds(30))
     assert {state for state, _ in shown} <= {"DEFINED", "CONFIGURED", "RUNNING", "PAUSED"}
     assert {reason for _, reason in shown} <= {None, "stopped"}
     assert shown.total() > 20

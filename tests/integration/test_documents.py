@@ -193,7 +193,7 @@ def test_an_interrupted_demo_leaves_nothing() -> None:
             said += line
             if line.startswith("3. Pause"):
                 demo.send_signal(signal.SIGINT)
-        demo.wait(60)
+        demo.wait(scale.seconds(60))
     assert demo.returncode == 128 + signal.SIGINT, said
     assert "FAILED" not in said
     work = re.search(r"NATIVERT_ROOT=(\S+)/node", said)

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import scale
 from refusal import configure_refused, image_of, member, tar_with
 
 from nativert.errors import Code
@@ -89,7 +90,7 @@ def server(answer: bytes, *, close: bool = True) -> Iterator[str]:
     finally:
         listener.shutdown(socket.SHUT_RDWR)
         listener.close()
-        thread.join(5)
+        thread.join(scale.seconds(5))
         for connection in held:
             connection.close()
 

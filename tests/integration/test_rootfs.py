@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import pytest
+import scale
 from forked import run_forked
 
 from nativert.isolation import mounts, rootfs
@@ -231,7 +232,7 @@ def test_what_the_host_renames_over_its_files_does_not_show_ours_up(tmp_path: Pa
     thread.start()
     os.mknod(hidden / "shadow-", stat.S_IFCHR, 0)
     inside(tmp_path, [etc_of(ours, hidden, host)], body)
-    thread.join(10)
+    thread.join(scale.seconds(10))
     assert (host / "hosts").read_text() == "the host's new"
     for fd in (*replace, *replaced):
         os.close(fd)

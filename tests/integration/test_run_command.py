@@ -296,7 +296,7 @@ def test_killed_run_leaves_the_application_running(
     run.until_seen(b"up\n")
     pid = node.get("app").pid
     run.process.kill()
-    run.process.wait(10)
+    run.process.wait(scale.seconds(10))
     rows = json.loads(cli("ps", "-o", "json").stdout)
     assert [(row["name"], row["state"], row["pid"]) for row in rows] == [("app", "RUNNING", pid)]
     # The log goes on without it.
@@ -313,7 +313,7 @@ def test_killed_run_whose_application_ended_meanwhile(
     run = foreground(shell="echo up; sleep 0.3; exit 11")
     run.until_seen(b"up\n")
     run.process.kill()
-    run.process.wait(10)
+    run.process.wait(scale.seconds(10))
     assert cli("wait", "app").returncode in (0, 11)
     row = json.loads(cli("inspect", "app", "-o", "json").stdout)
     assert row["status"] == "CONFIGURE"
@@ -326,7 +326,7 @@ def test_nobody_reads_any_more(node: Node, foreground: Callable[..., Foreground]
     run.until_seen(b"line\n")
     assert run.process.stdout is not None
     run.process.stdout.close()
-    assert run.process.wait(10) in (0, 128 + signal.SIGPIPE)
+    assert run.process.wait(scale.seconds(10)) in (0, 128 + signal.SIGPIPE)
     assert node.list() == []
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import kernel
 import pytest
+import scale
 from nodes import (
     CLI,
     DEADLINE_S,
@@ -43,7 +44,9 @@ SLEEP = "exec sleep 999"
 
 
 def systemctl(*args: str) -> str:
-    done = subprocess.run(["systemctl", *args], capture_output=True, text=True, timeout=90)
+    done = subprocess.run(
+        ["systemctl", *args], capture_output=True, text=True, timeout=scale.seconds(90)
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 

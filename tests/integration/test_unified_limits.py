@@ -80,7 +80,7 @@ def test_io_max_slows_direct_reads_down() -> None:
         cgroup.apply(Limits(io=(IoLimit(device, rbps=2 * MIB),)))
         begun = time.monotonic()
         with member(cgroup, *read) as process:
-            assert process.wait(30) == 0
+            assert process.wait(scale.seconds(30)) == 0
         assert time.monotonic() - begun > 2
         assert cgroup.usage().io_read_bytes >= 6 * MIB
 
