@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import scale
-from nodes import make_descriptor, run_inside, tag_of, until
+from nodes import driver_of, make_descriptor, run_inside, until
 
-from nativert.isolation import cgroups, process
+from nativert.isolation import process
 from nativert.isolation.cgroups.driver import INIT, Driver
 from nativert.runtime.node import Node
 from nativert.store.claims import Claims
@@ -42,7 +42,7 @@ def app(**fields: Any) -> dict[str, Any]:
 
 
 def driver(root: Path) -> Driver:
-    return cgroups.detect(f"nativert-{tag_of(root)}")
+    return driver_of(root)
 
 
 def facts_path(root: Path, uuid: str) -> Path:

@@ -13,6 +13,8 @@ from typing import Any, Protocol, TypeVar
 import scale
 
 from nativert.fdu.descriptor import Descriptor, decode
+from nativert.isolation import cgroups
+from nativert.isolation.cgroups import scope
 from nativert.isolation.cgroups.driver import Cgroup, Driver
 from nativert.runtime.node import Node
 from nativert.runtime.views import End, Instance
@@ -139,6 +141,11 @@ def address(node: Node, ref: str) -> str:
 def tag_of(root: Path) -> str:
     """Return the tag of the node under *root*, which must exist."""
     return open_identity(Paths(root), Claims()).tag
+
+
+def driver_of(root: Path) -> Driver:
+    """Return the cgroups of the node under *root*, as it finds them itself."""
+    return cgroups.detect(scope.choose(f"nativert-{tag_of(root)}").parent)
 
 
 def remove_node(root: Path, **options: Any) -> None:

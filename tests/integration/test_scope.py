@@ -17,6 +17,7 @@ from nodes import (
     CLI,
     DEADLINE_S,
     MakeNode,
+    driver_of,
     make_descriptor,
     make_document,
     start,
@@ -27,7 +28,7 @@ from nodes import (
 
 from nativert.isolation import cgroups
 from nativert.isolation.cgroups import scope
-from nativert.isolation.cgroups.driver import INIT, LAUNCHER, Driver
+from nativert.isolation.cgroups.driver import INIT, LAUNCHER
 from nativert.isolation.cgroups.hierarchies import keepers, mounted
 from nativert.runtime.node import Node
 from nativert.runtime.release import cgroup_name
@@ -68,12 +69,6 @@ def directories(unit: str) -> list[Path]:
     """The scope's own directories where systemd keeps its units."""
     roots = keepers(mounted(Path("/sys/fs/cgroup")))
     return [path for root in roots if (path := Path(root, scope.SLICE, unit)).is_dir()]
-
-
-def driver_of(root: Path) -> Driver:
-    place = scope.choose(f"nativert-{tag_of(root)}")
-    assert place.unit == unit_of(root)
-    return cgroups.detect(place.parent)
 
 
 def pids(path: Path) -> list[int]:

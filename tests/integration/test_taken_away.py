@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 from aftermath import FOREVER, OPERATIONS, assert_nothing_left, facts, facts_path, live_on, prepare
-from nodes import MakeNode, start, tag_of, until
+from nodes import MakeNode, driver_of, start, until
 
 from nativert.errors import Code, NativertError, StepError
 from nativert.isolation import process
+from nativert.isolation.cgroups.hierarchies import mounted
 from nativert.runtime.node import Node
 from nativert.store.paths import Paths
 
@@ -98,16 +99,19 @@ def test_a_damaged_row_kills_nobody_and_can_be_removed(node: Node, root: Path) -
     assert node.get(healthy).state == "RUNNING"
 
 
-def directories_of(node: Node, root: Path, uuid: str) -> list[Path]:
-    name = f"nativert-{tag_of(root)}/i-{uuid}"
-    return [path for top in Path("/sys/fs/cgroup").iterdir() if (path := top / name).is_dir()]
+def directories_of(root: Path, uuid: str) -> dict[Path, Path]:
+    """The instance's cgroup in each hierarchy, with the hierarchy's root."""
+    found = mounted(Path("/sys/fs/cgroup"))
+    tops = {Path(top) for top in (*found.v1.values(), found.unified) if top}
+    name = f"{driver_of(root).parent}/i-{uuid}"
+    return {top / name: top for top in tops if (top / name).is_dir()}
 
 
 def test_a_cgroup_emptied_from_outside(node: Node, root: Path) -> None:
     uuid = prepare(node, "RUNNING")
-    for directory in directories_of(node, root, uuid):
+    for directory, top in directories_of(root, uuid).items():
         for pid in (directory / "cgroup.procs").read_text().split():
-            (directory.parent.parent / "cgroup.procs").write_text(pid)
+            (top / "cgroup.procs").write_text(pid)
     assert node.get(uuid).state == "RUNNING"
     with pytest.raises(StepError, match="not in its cgroup"):
         node.pause(uuid)
@@ -119,9 +123,9 @@ def test_a_cgroup_emptied_from_outside(node: Node, root: Path) -> None:
 @pytest.mark.parametrize("state", ["CONFIGURED", "RUNNING"])
 def test_a_cgroup_removed_from_outside(node: Node, root: Path, state: str) -> None:
     uuid = prepare(node, state)
-    for directory in directories_of(node, root, uuid):
+    for directory, top in directories_of(root, uuid).items():
         for pid in (directory / "cgroup.procs").read_text().split():
-            (directory.parent.parent / "cgroup.procs").write_text(pid)
+            (top / "cgroup.procs").write_text(pid)
         until(lambda directory=directory: gone(directory))
     assert node.get(uuid).state == state
     node.stats([uuid])
