@@ -16,10 +16,9 @@ from typing import Any
 
 import pytest
 import scale
-from nodes import CLI, MakeNode, make_descriptor, make_document, run_inside, start, tag_of, until
+from nodes import CLI, MakeNode, driver_of, make_descriptor, make_document, run_inside, start, until
 
 from nativert.errors import Code, NativertError, TransitionError, UnknownInstanceError
-from nativert.isolation import cgroups
 from nativert.isolation.cgroups.driver import INIT, LAUNCHER
 from nativert.runtime.node import Node
 from nativert.store.locks import InstanceLock
@@ -109,7 +108,7 @@ def test_fifty_commands_at_once_take_each_edge_once(node: Node, root: Path) -> N
     ):
         assert commands.outcomes(verb) == {"done": 1, "TransitionError": refused}, verb
         assert node.get(uuid).state == state
-        inits = cgroups.detect(f"nativert-{tag_of(root)}").open(INIT).pids()
+        inits = driver_of(root).open(INIT).pids()
         assert len(inits) == (state != "DEFINED")
     told = commands.outcomes("undefine")
     assert told["done"] == 1
@@ -198,7 +197,7 @@ def test_threads_that_configure_at_once_get_their_own_inits(node: Node, root: Pa
                 each.result(scale.seconds(60))
             for each in [threads.submit(node.clean, uuid) for uuid in uuids]:
                 each.result(scale.seconds(60))
-    assert cgroups.detect(f"nativert-{tag_of(root)}").open(INIT).pids() == []
+    assert driver_of(root).open(INIT).pids() == []
 
 
 def test_gc_beside_operations_takes_nothing_that_lives(make_node: MakeNode, root: Path) -> None:
@@ -234,7 +233,7 @@ def test_two_commands_start_one_launcher(make_node: MakeNode, root: Path, tmp_pa
     node.define(make_descriptor(name="a", shell=FOREVER))
     node.define(make_descriptor(name="b", shell=FOREVER))
     environment = os.environ | {"NATIVERT_ROOT": str(root)}
-    launcher = cgroups.detect(f"nativert-{tag_of(root)}").open(LAUNCHER)
+    launcher = driver_of(root).open(LAUNCHER)
     for _ in range(3):
         assert launcher.pids() == []
         both = [subprocess.Popen([*CLI, "configure", name], env=environment) for name in ("a", "b")]
