@@ -9,7 +9,9 @@ was left behind and does not fail for it, for machines on which others work at t
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Generator, Iterator
+from pathlib import Path
 
 import census as host
 import kernel
@@ -24,6 +26,10 @@ settings.register_profile(
     "nativert", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
 )
 settings.load_profile("nativert")
+
+# "1/2": this is the first of two machines that share the tests.
+SHARD = os.environ.get("NATIVERT_SHARD", "")
+OTHERS = pytest.StashKey[int]()
 
 # What was seen for the first time after which test; the session's verdict names the culprit.
 _first_seen: dict[str, str] = {}
@@ -42,12 +48,39 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Give every test its time as this machine needs it."""
+    """Keep this machine's share, and give every test its time as this machine needs it."""
+    if SHARD:
+        own = _share(items)
+        others = [item for item in items if item.path not in own]
+        config.hook.pytest_deselected(items=others)
+        config.stash[OTHERS] = len(others)
+        items[:] = [item for item in items if item.path in own]
     ordinary_s = float(config.getini("timeout"))
     for item in items:
         own = item.get_closest_marker("timeout")
         timeout_s = float(own.args[0]) if own and own.args else ordinary_s
         item.add_marker(pytest.mark.timeout(scale.seconds(timeout_s)), append=False)
+
+
+def _share(items: list[pytest.Item]) -> set[Path]:
+    """Return the files of this machine: each machine gets about as many tests."""
+    number, machines = (int(part) for part in SHARD.split("/"))
+    shares: list[tuple[int, set[Path]]] = [(0, set()) for _ in range(machines)]
+    for path, tests in sorted(Counter(item.path for item in items).items(), key=_largest_first):
+        least = min(range(machines), key=lambda index: shares[index][0])
+        shares[least] = (shares[least][0] + tests, shares[least][1] | {path})
+    return shares[number - 1][1]
+
+
+def _largest_first(file: tuple[Path, int]) -> tuple[int, Path]:
+    return -file[1], file[0]
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    # A few tests can all be another machine's.
+    nothing = exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED
+    if nothing and session.config.stash.get(OTHERS, 0):
+        session.exitstatus = pytest.ExitCode.OK
 
 
 @pytest.hookimpl(tryfirst=True)
