@@ -68,7 +68,7 @@ def main() -> None:
     for line in sys.stdin:
         request = json.loads(line)
         answer = _measure(request["argv"], request.get("gone"))
-        print(json.dumps(answer), flush=True)
+        print(json.dumps(answer | {"number": request["number"]}), flush=True)
         _reap()
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,14 @@ from benchmark import oci
 
 _WORKER = Path(__file__).with_name("peer_worker.py")
 _CGROUPS = Path("/sys/fs/cgroup")
+_REMOVE_TIMEOUT_S = 5.0
 
 
 class Worker:
     """The process that runs the peers' commands, so that ours keeps its mount namespace."""
 
     def __init__(self) -> None:
+        self._number = 0
         self._process = subprocess.Popen(
             ["unshare", "-m", "--propagation", "private", sys.executable, "-S", str(_WORKER)],
             stdin=subprocess.PIPE,
@@ -32,11 +35,19 @@ class Worker:
         """Run one command and return what it took in microseconds."""
         if self._process.stdin is None or self._process.stdout is None:
             raise AssertionError("made with pipes")
-        print(json.dumps({"argv": argv, "gone": gone}), file=self._process.stdin, flush=True)
-        answer = json.loads(self._process.stdout.readline() or '{"code": -1, "stderr": "ended"}')
+        self._number += 1
+        request = {"number": self._number, "argv": argv, "gone": gone}
+        print(json.dumps(request), file=self._process.stdin, flush=True)
+        answer: dict[str, Any] = {}
+        # After an interrupt the answer to an earlier request may still be on its way.
+        while answer.get("number") != self._number:
+            line = self._process.stdout.readline()
+            if not line:
+                raise EOFError("the peers' worker has ended")
+            answer = json.loads(line)
         if check and answer["code"] != 0:
             raise RuntimeError(f"{' '.join(argv)}: {answer['stderr'] or answer['code']}")
-        return float(answer.get("us", 0.0))
+        return float(answer["us"])
 
     def close(self) -> None:
         """End it, and the mount namespace with it."""
@@ -118,11 +129,23 @@ class OciPeer:
         """Remove everything that is theirs on the host."""
         self.reset()
         for hierarchy in _CGROUPS.iterdir():
-            for path in sorted((hierarchy / self._tag).glob("*/"), reverse=True):
-                with contextlib.suppress(OSError):
-                    path.rmdir()
-            with contextlib.suppress(OSError):
-                (hierarchy / self._tag).rmdir()
+            parent = hierarchy / self._tag
+            for path in (*sorted(parent.glob("**/*/"), reverse=True), parent):
+                _remove_cgroup(path)
+
+
+def _remove_cgroup(path: Path) -> None:
+    # Busy until the kernel has finished with the dead that were in it.
+    deadline = time.monotonic() + _REMOVE_TIMEOUT_S
+    while True:
+        try:
+            path.rmdir()
+        except FileNotFoundError:
+            return
+        except OSError as e:
+            if e.errno != errno.EBUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
 
 
 class Bwrap:
