@@ -11,7 +11,6 @@ import ctypes
 import json
 import os
 import select
-import signal
 import subprocess
 import sys
 import time
@@ -61,8 +60,6 @@ def _reap() -> None:
 
 def main() -> None:
     """Serve until standard input ends."""
-    # The bench decides what an interrupt means, and ends us by closing our input.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     _cover_unified()
     for line in sys.stdin:

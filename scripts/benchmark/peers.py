@@ -29,6 +29,8 @@ class Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            # What a terminal sends to the foreground is for the bench, which still needs it.
+            start_new_session=True,
         )
 
     def measure(self, argv: list[str], *, gone: int | None = None, check: bool = True) -> float:
