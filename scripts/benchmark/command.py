@@ -23,6 +23,7 @@ from benchmark.peers import OciPeer, Worker, make_peers
 from benchmark.subject import Subject
 
 _IDLE_S = 0.3
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _LIVES = (
     ("define", "configure", "run", "pause", "resume", "scale", "exec", "stop", "clean", "undefine"),
     ("define-veth", "configure-veth", "clean-veth", "undefine-veth"),
@@ -162,14 +163,17 @@ def _note(text: str) -> None:
 
 
 def _interrupt(_number: int, _frame: object) -> None:
+    # Once: what comes again, and timeout(1) sends twice, must not stop the clean-up.
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 
 def main() -> int:
     """Measure, print the table, write the JSON; 130 after an interrupt, all removed."""
     given = _arguments()
-    signal.signal(signal.SIGTERM, _interrupt)
-    signal.signal(signal.SIGHUP, _interrupt)
+    for number in _SIGNALS:
+        signal.signal(number, _interrupt)
     # What else the machine does should weigh little, and weigh the same for all.
     os.nice(-20)
     samples = Samples()
