@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import scale
 from forked import run_forked
+from nodes import remove_node
 
 from nativert.isolation import chroot
 from nativert.isolation.syscalls import (
@@ -75,4 +76,7 @@ def test_an_application_runs_from_a_chroot(tmp_path: Path) -> None:
         assert (ran.stdout, ran.returncode) == ("from a chroot\n", 0), ran.stderr
         assert gone.returncode == 0, gone.stderr
 
-    run_forked(body, flags=CLONE_NEWNS)
+    try:
+        run_forked(body, flags=CLONE_NEWNS)
+    finally:
+        remove_node(tmp_path / "node")
