@@ -293,6 +293,7 @@ class BridgeNetwork:
                 code=Code.NETWORK,
                 hint=f"among them {busy[0]}; clean their instances first",
             )
+        own = self._links.find(self.bridge)
         failures: list[OSError] = []
         for link in left:
             try:
@@ -302,7 +303,7 @@ class BridgeNetwork:
         for step in (
             self._delete_bridge,
             self._table.delete,
-            lambda: self._forwarding.release(self._other_bridges()),
+            lambda: self._forwarding.release(self._other_bridges(), own),
         ):
             try:
                 step()

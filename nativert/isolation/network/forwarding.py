@@ -52,10 +52,14 @@ class Forwarding:
             return False
         return isinstance(kept, dict) and kept.get("boot_id") == _boot_id()
 
-    def release(self, other_bridges: Iterable[Link]) -> None:
-        """Turn it off if that is for us to do and no other bridge may rely on it."""
+    def release(self, other_bridges: Iterable[Link], own: Link | None = None) -> None:
+        """Turn it off if that is for us to do and no other bridge may rely on it.
+
+        *own* is the node's bridge as it was: its alias tells what a lost file does not.
+        """
+        ours = self.ours() or (own is not None and own.alias == _ALIAS_OURS)
         # Whoever came later (Docker, libvirt) found it on and will not turn it on again.
-        if self.ours() and not list(other_bridges):
+        if ours and not list(other_bridges):
             sysctl.ensure(FORWARD, "0")
         self._path.unlink(missing_ok=True)
 
