@@ -72,7 +72,9 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prepared]:
         subprocess.run(["mount", "-t", "tmpfs", "none", str(mounted)], check=True)
         host.callback(subprocess.run, ["umount", str(mounted)], check=True)
         link = word[:15]
-        subprocess.run(["ip", "link", "add", link, "type", "bridge"], check=True)
+        # Not a bridge: beside another one no node would switch forwarding off again.
+        veth = ["ip", "link", "add", link, "type", "veth", "peer", "name", f"p{link[:14]}"]
+        subprocess.run(veth, check=True)
         host.callback(subprocess.run, ["ip", "link", "delete", link], check=True)
         sleeper = subprocess.Popen(["sh", "-c", "read line", word], stdin=subprocess.PIPE)
         host.callback(sleeper.communicate)
