@@ -10,16 +10,15 @@ Everything that it needs is imported before its root changes.
 from __future__ import annotations
 
 import os
-import select
 import signal
 import socket
 import struct
-from collections.abc import Callable
 
 from nativert.isolation import credentials, namespaces, rootfs, syscalls
 from nativert.launcher import child, protocol
 from nativert.launcher.application import Application, Evidence
 from nativert.launcher.log import Log
+from nativert.launcher.loop import Loop, drain
 from nativert.launcher.plan import Program, Sandbox
 from nativert.launcher.protocol import Message
 from nativert.launcher.session import Connection, Session, read_report, standard_streams
@@ -53,15 +52,14 @@ class Init:
         self._starter: Connection | None = None
         self._connections: list[Connection] = []
         self._sessions: dict[int, Session] = {}
-        self._handlers: dict[int, Callable[[], None]] = {}
-        self._poll = select.poll()
+        self._loop = Loop()
         self._signals = syscalls.signalfd(frozenset({signal.SIGCHLD}))
-        self._watch(self._signals, self._reap)
+        self._loop.watch(self._signals, self._reap)
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._listener.bind(protocol.address(self._directory, protocol.INIT_SOCKET))
         self._listener.listen(_MAX_CONNECTIONS)
         self._listener.setblocking(False)
-        self._watch(self._listener.fileno(), self._accept)
+        self._loop.watch(self._listener.fileno(), self._accept)
 
     # -- set-up ------------------------------------------------------------------------
 
@@ -82,36 +80,19 @@ class Init:
 
     # -- the loop ----------------------------------------------------------------------
 
-    def _watch(self, fd: int, handler: Callable[[], None]) -> None:
-        self._handlers[fd] = handler
-        self._poll.register(fd, select.POLLIN)
-
-    def _unwatch(self, fd: int) -> None:
-        if self._handlers.pop(fd, None) is not None:
-            self._poll.unregister(fd)
-
     def loop(self) -> NoReturn:
         """Serve until released."""
         while True:
             pipes = self._application.pipes if self._application else []
             waiting = any(pipe.pending for pipe in pipes)
-            events = self._poll.poll(_PARTIAL_MS if waiting else None)
-            if not events:
+            if not self._loop.turn(_PARTIAL_MS if waiting else None):
                 for pipe in pipes:
                     pipe.flush()
-            for fd, _ in events:
-                handler = self._handlers.get(fd)
-                if handler is not None:
-                    handler()
 
     # -- processes ---------------------------------------------------------------------
 
     def _reap(self) -> None:
-        try:
-            while os.read(self._signals, 4096):
-                pass
-        except BlockingIOError:
-            pass
+        drain(self._signals)
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -144,7 +125,7 @@ class Init:
         if application.state == "starting":
             return
         for pipe in application.pipes:
-            self._unwatch(pipe.fd)
+            self._loop.unwatch(pipe.fd)
         self._application = None
         self._last = application.finish(self._directory, self._hello["boot_id"])
         self._tell_end()
@@ -184,13 +165,13 @@ class Init:
             return
         connection = Connection(sock)
         self._connections.append(connection)
-        self._watch(sock.fileno(), lambda: self._receive(connection))
+        self._loop.watch(sock.fileno(), lambda: self._receive(connection))
 
     def _drop(self, connection: Connection) -> None:
         if connection not in self._connections:
             return
         self._connections.remove(connection)
-        self._unwatch(connection.sock.fileno())
+        self._loop.unwatch(connection.sock.fileno())
         connection.sock.close()
         if connection is self._starter:
             self._starter = None
@@ -259,13 +240,13 @@ class Init:
         self._application = application
         self._starter = connection
         connection.follows = bool(message.get("follow"))
-        self._watch(application.report, self._application_report)
+        self._loop.watch(application.report, self._application_report)
         for pipe in application.pipes:
-            self._watch(pipe.fd, lambda pipe=pipe: self._relay(pipe))  # type: ignore[misc]
+            self._loop.watch(pipe.fd, lambda pipe=pipe: self._relay(pipe))  # type: ignore[misc]
 
     def _relay(self, pipe: Any) -> None:
         if not pipe.relay():
-            self._unwatch(pipe.fd)
+            self._loop.unwatch(pipe.fd)
 
     def _application_report(self) -> None:
         application = self._application
@@ -274,13 +255,13 @@ class Init:
         report = read_report(application.report)
         if report is None:
             return
-        self._unwatch(application.report)
+        self._loop.unwatch(application.report)
         os.close(application.report)
         starter, self._starter = self._starter, None
         if report:
             # It never was the application: the child goes, the run did not happen.
             for pipe in application.pipes:
-                self._unwatch(pipe.fd)
+                self._loop.unwatch(pipe.fd)
                 pipe.close()
             if not application.main_ended:
                 # Its like in the instance may have stopped it before it could exit.
@@ -310,7 +291,7 @@ class Init:
             session = Session(connection, *started)
             self._sessions[session.pid] = session
             connection.session = session
-            self._watch(session.report, lambda: self._session_report(session))
+            self._loop.watch(session.report, lambda: self._session_report(session))
             if master is not None:
                 self._send(connection, {"terminal": True}, master)
 
@@ -319,7 +300,7 @@ class Init:
         if report is None:
             return
         session.started = True
-        self._unwatch(session.report)
+        self._loop.unwatch(session.report)
         os.close(session.report)
         if report:
             session.failed = True

@@ -13,15 +13,14 @@ import fcntl
 import gc
 import os
 import resource
-import select
 import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
 
 from nativert.isolation import chroot, credentials, namespaces, process, syscalls
 from nativert.launcher import init, protocol
+from nativert.launcher.loop import Loop, drain
 from nativert.launcher.protocol import Message
 
 TYPE_CHECKING = False  # typing costs half a megabyte in each init
@@ -70,10 +69,9 @@ class Launcher:
         self._clients: dict[int, socket.socket] = {}
         self._pending: dict[int, Pending] = {}
         self._children: set[int] = set()
-        self._handlers: dict[int, Callable[[], None]] = {}
-        self._poll = select.poll()
+        self._loop = Loop()
         self._signals = syscalls.signalfd(frozenset({signal.SIGCHLD}))
-        self._watch(self._signals, self._reap)
+        self._loop.watch(self._signals, self._reap)
         self._run = os.open(config["run"], os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
@@ -84,30 +82,18 @@ class Launcher:
         self._listener.bind(protocol.address(self._run, protocol.LAUNCHER_SOCKET))
         os.umask(mask)
         self._listener.listen(128)
-        self._watch(self._listener.fileno(), self._accept)
-
-    def _watch(self, fd: int, handler: Callable[[], None]) -> None:
-        self._handlers[fd] = handler
-        self._poll.register(fd, select.POLLIN)
-
-    def _unwatch(self, fd: int) -> None:
-        if self._handlers.pop(fd, None) is not None:
-            self._poll.unregister(fd)
+        self._loop.watch(self._listener.fileno(), self._accept)
 
     def loop(self) -> None:
         """Serve until there has been nothing to do for a while."""
         while True:
             busy = bool(self._clients or self._children)
             timeout_s = 1.0 if self._pending else None if busy else self._idle_s
-            events = self._poll.poll(None if timeout_s is None else timeout_s * 1000)
-            if not events and not busy:
+            turned = self._loop.turn(None if timeout_s is None else timeout_s * 1000)
+            if not turned and not busy:
                 # Unlinked before the listener closes: who finds no socket starts another.
                 os.unlink(protocol.LAUNCHER_SOCKET, dir_fd=self._run)
                 return
-            for fd, _ in events:
-                handler = self._handlers.get(fd)
-                if handler is not None:
-                    handler()
             self._expire()
 
     def _expire(self) -> None:
@@ -118,11 +104,7 @@ class Launcher:
                 self._finish(fd, pending, protocol.error_message("init", late))
 
     def _reap(self) -> None:
-        try:
-            while os.read(self._signals, 4096):
-                pass
-        except BlockingIOError:
-            pass
+        drain(self._signals)
         while True:
             try:
                 pid, _ = os.waitpid(-1, os.WNOHANG)
@@ -143,13 +125,13 @@ class Launcher:
             return
         client.setblocking(False)
         self._clients[client.fileno()] = client
-        self._watch(client.fileno(), lambda: self._receive(client))
+        self._loop.watch(client.fileno(), lambda: self._receive(client))
 
     def _drop(self, client: socket.socket) -> None:
         fd = client.fileno()
         if fd < 0:
             return
-        self._unwatch(fd)
+        self._loop.unwatch(fd)
         self._clients.pop(fd, None)
         client.close()
         for control, pending in list(self._pending.items()):
@@ -234,7 +216,7 @@ class Launcher:
             for name, fd in held.items():
                 if name != "net":
                     os.close(fd)
-        self._watch(ours.fileno(), lambda: self._init_answers(pending))
+        self._loop.watch(ours.fileno(), lambda: self._init_answers(pending))
 
     def _init_answers(self, pending: Pending) -> None:
         fd = pending.control.fileno()
@@ -245,7 +227,7 @@ class Launcher:
         self._finish(fd, pending, message)
 
     def _finish(self, fd: int, pending: Pending, message: Message | None) -> None:
-        self._unwatch(fd)
+        self._loop.unwatch(fd)
         del self._pending[fd]
         owned = False
         if message is not None and "error" not in message:
