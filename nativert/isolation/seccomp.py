@@ -13,6 +13,7 @@ import hashlib
 import os
 import platform
 import struct
+import threading
 from pathlib import Path
 from typing import Any, Final
 
@@ -89,7 +90,7 @@ def cached(directory: Path) -> Path:
     program = compile_filter(machine)
     directory.mkdir(parents=True, exist_ok=True)
     # Two commands may compile at once: each writes its own file, the last rename wins.
-    temporary = directory / f".{path.name}.{os.getpid()}"
+    temporary = directory / f".{path.name}.{threading.get_native_id()}"
     try:
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
         try:

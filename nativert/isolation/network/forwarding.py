@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
@@ -35,7 +36,7 @@ class Forwarding:
             ours = any(link.alias == _ALIAS_OURS for link in other_nodes)
         if ours and not self.ours():
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            partial = self._path.with_name(f"{self._path.name}.{os.getpid()}")
+            partial = self._path.with_name(f"{self._path.name}.{threading.get_native_id()}")
             partial.write_text(json.dumps({"boot_id": _boot_id(), FORWARD: "0"}))
             os.replace(partial, self._path)
         return _ALIAS_OURS if ours else _ALIAS
