@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Protocol, Self
+from typing import Any, Final, Self
 
 from nativert.errors import (
     Code,
@@ -34,8 +34,9 @@ from nativert.runtime import scale as scales
 from nativert.runtime.context import Context, descriptor_of
 from nativert.runtime.execute import ExecSession
 from nativert.runtime.failpoints import failpoint
-from nativert.runtime.observe import Observed, look_beside, observe, settle
-from nativert.runtime.protocols import NetworkManager, Os, Progress
+from nativert.runtime.observe import Observed, observe, settle
+from nativert.runtime.protocols import NetworkManager, Os, Progress, Reporter
+from nativert.runtime.sight import Sight
 from nativert.runtime.stats import Monitor
 from nativert.runtime.views import Check, Figures, Instance, Leftover, LogLine
 from nativert.store.durable import Row
@@ -55,18 +56,6 @@ _CODES: Final = {
 }
 
 
-class Reporter(Protocol):
-    """Who hears of every outcome; the names are those of a fog05 runtime plugin."""
-
-    def update_fdu_status(self, fdu: str, instance: str, status: str) -> None:
-        """An operation has ended in *status*, a word of the wire."""
-        ...
-
-    def write_fdu_error(self, fdu: str, instance: str, code: int, message: str) -> None:
-        """An operation has failed; the state is what it was before."""
-        ...
-
-
 class Node:
     """One node of this machine. A context manager; may be used by several threads."""
 
@@ -82,6 +71,7 @@ class Node:
     ) -> None:
         self._context = context or Context(root, here=here, os=os, network=network)
         self._monitor = Monitor(self._context)
+        self._sight = Sight(self._context)
         self._reporter = reporter
 
     def close(self) -> None:
@@ -224,7 +214,7 @@ class Node:
         """Wait until the application has ended; NativertError(TIMEOUT)."""
         row = self._context.store.find(ref)
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        seen = self._look(row)
+        seen = self._sight.look(row)
         while seen.state in (State.RUNNING, State.PAUSED, State.SCALING):
             left_s = None if deadline is None else max(0.0, deadline - time.monotonic())
             if not runs.follow(self._context, seen, left_s):
@@ -277,44 +267,16 @@ class Node:
 
     def get(self, ref: str) -> Instance:
         """Return one instance."""
-        return self._monitor.row(self._look(self._context.store.find(ref)))
-
-    def _look(self, row: Row) -> Observed:
-        """Look at an instance; note what has happened unless an operation is on it."""
-        seen = observe(self._context, row)
-        unsettled = seen.event is not None or (seen.facts is not None and seen.facts.intent)
-        if not unsettled:
-            return seen
-        lock = self._context.lock(row.uuid)
-        if not lock.try_acquire():
-            return look_beside(self._context, row.uuid)
-        try:
-            return settle(self._context, self._context.store.get(row.uuid))
-        except UnknownInstanceError:
-            lock.forget()
-            raise
-        except (StepError, OSError):
-            return seen  # What cannot be released now is told by the next operation.
-        finally:
-            lock.release()
-
-    def _looks(self) -> Iterator[Observed]:
-        for row in self._context.store.rows():
-            if row.corrupt:
-                continue
-            try:
-                yield self._look(row)
-            except UnknownInstanceError:
-                continue  # Undefined meanwhile.
+        return self._monitor.row(self._sight.look(self._context.store.find(ref)))
 
     def stats(self, refs: Sequence[str] | None = None) -> list[Figures]:
         """Return the figures of the given instances, or of all that run."""
         store = self._context.store
         if refs:
-            return [self._monitor.figures(self._look(store.find(ref))) for ref in refs]
+            return [self._monitor.figures(self._sight.look(store.find(ref))) for ref in refs]
         return [
             self._monitor.figures(seen)
-            for seen in self._looks()
+            for seen in self._sight.looks()
             if seen.state in (State.RUNNING, State.PAUSED, State.SCALING)
         ]
 
@@ -322,7 +284,7 @@ class Node:
         """Return the fog05 record with the true status, and a ``native`` object beside it."""
         from nativert.runtime import inspect as inspecting
 
-        seen = self._look(self._context.store.find(ref))
+        seen = self._sight.look(self._context.store.find(ref))
         return inspecting.inspect(
             self._context, seen, self._monitor.row(seen), self._monitor.figures(seen)
         )
@@ -393,4 +355,4 @@ class Node:
 
     def list(self) -> list[Instance]:
         """Return every instance, in the order of definition."""
-        return [self._monitor.row(seen) for seen in self._looks()]
+        return [self._monitor.row(seen) for seen in self._sight.looks()]

@@ -162,3 +162,15 @@ class Os(Protocol):
     def free_bytes(self, path: Path) -> int:
         """Return the bytes that an unprivileged user may still write there; see statvfs(3)."""
         ...
+
+
+class Reporter(Protocol):
+    """Who hears of every outcome; the names are those of a fog05 runtime plugin."""
+
+    def update_fdu_status(self, fdu: str, instance: str, status: str) -> None:
+        """An operation has ended in *status*, a word of the wire."""
+        ...
+
+    def write_fdu_error(self, fdu: str, instance: str, code: int, message: str) -> None:
+        """An operation has failed; the state is what it was before."""
+        ...
