@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
     from nativert.fdu.descriptor import Descriptor
-    from nativert.runtime.node import Node
+    from nativert.runtime.facade import Facade
     from nativert.runtime.views import Instance
 
 # A descriptor is a page of text; this only keeps an endless file out of memory.
@@ -33,12 +33,12 @@ class Session:
     json: bool = False
     here: bool = False
 
-    def node(self) -> Node:
+    def node(self) -> Facade:
         """Open the node of these options."""
         return open_node(root=self.root, here=self.here)
 
 
-def open_node(*, root: Path | None, here: bool) -> Node:
+def open_node(*, root: Path | None, here: bool) -> Facade:
     """Open the node under *root*; NativertError (not permitted) unless root."""
     if os.geteuid() != 0:
         raise NativertError(
@@ -162,7 +162,7 @@ def show(session: Session, row: Instance) -> None:
 def for_each(
     session: Session,
     refs: Sequence[str],
-    operation: Callable[[Node, str], Instance],
+    operation: Callable[[Facade, str], Instance],
     *,
     shown: Callable[[Instance], str] = _state,
 ) -> None:

@@ -16,7 +16,7 @@ from nativert.cli.failures import after_start
 from nativert.errors import Code, NativertError
 
 if TYPE_CHECKING:
-    from nativert.runtime.node import Node
+    from nativert.runtime.facade import Facade
 
 
 @context.command(
@@ -57,7 +57,7 @@ def exec_(
 
 
 def _on_our_streams(
-    node: Node, instance: str, argv: Sequence[str], env: dict[str, str], *, interactive: bool
+    node: Facade, instance: str, argv: Sequence[str], env: dict[str, str], *, interactive: bool
 ) -> int:
     from nativert.cli.streams import streams
 
@@ -75,7 +75,7 @@ def _on_our_streams(
 
 
 def _on_a_terminal(
-    node: Node, instance: str, argv: Sequence[str], env: dict[str, str], *, interactive: bool
+    node: Facade, instance: str, argv: Sequence[str], env: dict[str, str], *, interactive: bool
 ) -> int:
     from nativert.cli.terminal import attend, raw, window_size
 

@@ -16,7 +16,7 @@ from nativert.errors import Code, NativertError
 from nativert.runtime.views import Instance
 
 if TYPE_CHECKING:
-    from nativert.runtime.node import Node
+    from nativert.runtime.facade import Facade
 
 
 @context.command("define")
@@ -40,7 +40,7 @@ def define(session: Session, descriptor: str, name: str | None) -> None:
 def configure(session: Session, instances: Sequence[str]) -> None:
     """Create image, cgroups, namespaces, file system, network."""
 
-    def fetch_and_make(node: Node, ref: str) -> Instance:
+    def fetch_and_make(node: Facade, ref: str) -> Instance:
         with download_bar() as progress:
             return node.configure(ref, progress=progress)
 
@@ -88,7 +88,7 @@ def stop(session: Session, instances: Sequence[str]) -> None:
 def kill(session: Session, instances: Sequence[str], signal_number: int) -> None:
     """Send a signal to the application."""
 
-    def send(node: Node, ref: str) -> Instance:
+    def send(node: Facade, ref: str) -> Instance:
         node.kill(ref, signal_number)
         return node.get(ref)
 
@@ -103,7 +103,7 @@ def wait(session: Session, instances: Sequence[str], timeout: float | None) -> N
     """Wait for the end of the application; prints its exit code."""
     left = timeout
 
-    def ended(node: Node, ref: str) -> Instance:
+    def ended(node: Facade, ref: str) -> Instance:
         nonlocal left
         began = time.monotonic()
         try:
@@ -154,7 +154,7 @@ def clean(session: Session, instances: Sequence[str]) -> None:
 def undefine(session: Session, instances: Sequence[str]) -> None:
     """Forget a defined instance."""
 
-    def forget(node: Node, ref: str) -> Instance:
+    def forget(node: Facade, ref: str) -> Instance:
         row = node.get(ref)
         node.undefine(row.instance)
         return _gone(row)
@@ -169,7 +169,7 @@ def undefine(session: Session, instances: Sequence[str]) -> None:
 def rm(session: Session, instances: Sequence[str], force: bool) -> None:
     """Take an instance from any state down to UNDEFINED."""
 
-    def remove(node: Node, ref: str) -> Instance:
+    def remove(node: Facade, ref: str) -> Instance:
         row = node.get(ref)
         node.remove(row.instance, force=force)
         return _gone(row)

@@ -22,7 +22,7 @@ from nativert.fdu.native import Mount
 from nativert.runtime.views import Instance
 
 if TYPE_CHECKING:
-    from nativert.runtime.node import Node
+    from nativert.runtime.facade import Facade
 
 
 @context.command("run")
@@ -75,7 +75,9 @@ def _with_this_directory(descriptor: Descriptor) -> Descriptor:
         raise DescriptorError("--bind-here", e.reason) from None
 
 
-def _start(node: Node, row: Instance, env: dict[str, str], events: SimpleQueue[Event]) -> Instance:
+def _start(
+    node: Facade, row: Instance, env: dict[str, str], events: SimpleQueue[Event]
+) -> Instance:
     with delivered(interrupt):
         if not events.empty():
             # It came while define had the queue only.
@@ -91,7 +93,7 @@ def _signal(events: SimpleQueue[Event]) -> int:
     return event
 
 
-def _discard(node: Node, row: Instance, error: BaseException) -> None:
+def _discard(node: Facade, row: Instance, error: BaseException) -> None:
     """Remove what a failed start has left; raises *error* together with what that meets."""
     try:
         node.remove(row.instance, force=True)
@@ -108,7 +110,7 @@ def _print_started(session: Session, row: Instance) -> None:
         output.line(row.instance)
 
 
-def _foreground(node: Node, row: Instance, events: SimpleQueue[Event], *, keep: bool) -> int:
+def _foreground(node: Facade, row: Instance, events: SimpleQueue[Event], *, keep: bool) -> int:
     watch = Watch(node, row.instance, events)
     try:
         ended = watch.until_the_end()

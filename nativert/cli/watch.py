@@ -20,7 +20,7 @@ from nativert.errors import TransitionError
 from nativert.runtime.views import Instance
 
 if TYPE_CHECKING:
-    from nativert.runtime.node import Node
+    from nativert.runtime.facade import Facade
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ Event = int | Instance | Drained | ReaderGone | Stopped | Exception
 class Watch:
     """Follows one instance until its application ended and the log is drained."""
 
-    def __init__(self, node: Node, instance: str, events: SimpleQueue[Event]) -> None:
+    def __init__(self, node: Facade, instance: str, events: SimpleQueue[Event]) -> None:
         self._node = node
         self._instance = instance
         self._events = events
