@@ -15,7 +15,7 @@ from collections import namedtuple
 # network      own network namespace, or the host's
 # root         list of isolation.rootfs.Step
 # shm_bytes    size of /dev/shm
-# cgroup       {"tasks", "into", "oom", "peak", "cpu"}: isolation.cgroups Entry as a dict
+# cgroup       {"tasks", "into", "oom", "peak", "cpu", "pids"}: isolation.cgroups Entry as a dict
 # seccomp      path of the compiled filter
 Sandbox = namedtuple(  # noqa: PYI024
     "Sandbox",

@@ -159,6 +159,7 @@ def _acquire(
             "oom": entry.oom,
             "peak": entry.peak,
             "cpu": entry.cpu,
+            "pids": entry.pids,
         }
     )
     with step(row.name, "sandbox"):

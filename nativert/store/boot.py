@@ -10,7 +10,7 @@ import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Final, TypeVar
+from typing import Annotated, Final, Literal, TypeVar
 
 import msgspec
 
@@ -42,6 +42,21 @@ class PortFacts(msgspec.Struct, frozen=True):
     protocol: str
 
 
+class StopFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """A stop that was begun: why, by which signal, and whether the grace ran out.
+
+    Times in seconds since the epoch. `note` is the part of the sentence that whoever stops
+    it knows: which check failed, which instance it depends on.
+    """
+
+    why: Literal["stop", "force", "health", "dependency", "shutdown"]
+    signal: int
+    at: float
+    grace_s: float = 0.0
+    killed_at: float | None = None
+    note: str = ""
+
+
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """What the runtime knows of one configured instance.
 
@@ -62,6 +77,14 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     ports: tuple[PortFacts, ...] = ()
     cgroup: str = ""
     details: dict[str, object] = {}
+    stop: StopFacts | None = None
+
+
+class Asked(msgspec.Struct, frozen=True):
+    """A signal that came by init's verb; `at` in seconds since the epoch."""
+
+    signal: int
+    at: float
 
 
 class ExecError(msgspec.Struct, frozen=True):
@@ -77,6 +100,9 @@ class ExitFacts(msgspec.Struct, frozen=True, kw_only=True):
 
     `start` is in clock ticks since boot, the other times in seconds since the epoch;
     `cause` is one of exited, signal, oom, exec-failed; unknown where nobody could tell.
+    Of this run alone: `asked`, the last signal that init was asked to send; `pids_events`,
+    how often fork was refused by the pids limit; `oom_events`, how often the cgroup was out
+    of memory at its own limit (cgroup2). None where init does not know.
     """
 
     run: int
@@ -92,6 +118,9 @@ class ExitFacts(msgspec.Struct, frozen=True, kw_only=True):
     cpu_ns: int | None = None
     cause: str
     error: ExecError | None = None
+    asked: Asked | None = None
+    pids_events: int | None = None
+    oom_events: int | None = None
 
 
 @functools.cache

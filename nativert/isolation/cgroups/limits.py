@@ -94,3 +94,5 @@ class Entry:
     """memory.max_usage_in_bytes (v1) or memory.peak (v2): bytes."""
     cpu: str | None
     """cpuacct.usage (v1, ns) or cpu.stat (v2, a line "usage_usec N")."""
+    pids: str | None = None
+    """pids.events: a line "max N", how often the limit refused a fork."""

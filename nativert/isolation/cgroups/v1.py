@@ -17,7 +17,8 @@ from nativert.isolation.cgroups.v1_check import V1Check
 from nativert.isolation.cgroups.v1_limits import V1Knobs
 
 FREEZER: Final = "freezer"
-_PRESENT: Final = ("oom", "peak", "cpu")
+# As Entry has it; in v1_usage "pids" is the number of processes.
+_EVIDENCE: Final = {"oom": "oom", "peak": "peak", "cpu": "cpu", "pids": "refused"}
 
 
 class V1Cgroup:
@@ -38,7 +39,7 @@ class V1Cgroup:
     def entry(self) -> Entry:
         """Return what a process needs in order to join."""
         unique = dict.fromkeys(self._directories.values())
-        evidence = {name: self._present(name) for name in _PRESENT}
+        evidence = {name: self._present(file) for name, file in _EVIDENCE.items()}
         return Entry(tasks=tuple(f"{path}/tasks" for path in unique), into=None, **evidence)
 
     def apply(self, limits: Limits) -> Limits:

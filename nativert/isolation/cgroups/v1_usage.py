@@ -20,6 +20,7 @@ _FILES: Final = {
     "peak": ("memory", "memory.max_usage_in_bytes"),
     "oom": ("memory", "memory.oom_control"),
     "pids": ("pids", "pids.current"),
+    "refused": ("pids", "pids.events"),
     "io": ("blkio", _IO_BYTES),
 }
 _READ: Final = re.compile(rb" Read (\d+)")

@@ -33,6 +33,7 @@ class V2Cgroup:
             oom=self._present("memory.events"),
             peak=self._present("memory.peak"),  # since 5.19
             cpu=self._present("cpu.stat"),
+            pids=self._present("pids.events"),
         )
 
     def apply(self, limits: Limits) -> Limits:

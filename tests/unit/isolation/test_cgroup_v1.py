@@ -87,6 +87,10 @@ def test_create_makes_and_initialises_every_hierarchy(
     assert entry.into == str(cgroupfs.root / "unified" / PARENT / "i-1")
     assert entry.oom is not None
     assert entry.oom.endswith("memory.oom_control")
+    assert entry.pids is None
+    events = cgroupfs.root / "pids" / PARENT / "i-1" / "pids.events"
+    events.write_text("max 0\n")
+    assert cgroup.entry().pids == str(events)
 
 
 def test_create_leaves_nothing_when_one_hierarchy_refuses(

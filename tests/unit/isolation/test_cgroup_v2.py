@@ -228,6 +228,9 @@ def test_entry_and_usage(cgroupfs: FakeCgroupfs, driver: Driver) -> None:
     entry = cgroup.entry()
     assert (entry.tasks, entry.into, entry.peak) == ((), str(here), None)
     assert (entry.oom, entry.cpu) == (str(here / "memory.events"), str(here / "cpu.stat"))
+    assert entry.pids is None
+    (here / "pids.events").write_text("max 0\n")
+    assert cgroup.entry().pids == str(here / "pids.events")
     (here / "memory.current").write_text("1000\n")
     (here / "memory.stat").write_text("anon 300\nfile 700\nactive_file 100\ninactive_file 600\n")
     (here / "memory.events").write_text("oom 3\noom_kill 2\noom_group_kill 0\n")
