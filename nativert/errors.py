@@ -40,6 +40,7 @@ class Code(enum.Enum):
     STORE = ("store", 10, 1)
     LAUNCHER = ("launcher", 41, 1)
     NO_AGENT = ("no-agent", 41, 5)
+    BUSY = ("busy", 10, 1)
     TIMEOUT = ("timed-out", 10, 6)
     PERMISSION = ("not-permitted", 10, 7)
     NOT_EXECUTABLE = ("not-executable", 4, 126)
