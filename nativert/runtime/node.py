@@ -27,7 +27,7 @@ from nativert.fdu import record as records
 from nativert.fdu.descriptor import Descriptor
 from nativert.fdu.states import Event, Operation, State, allowed, next_state
 from nativert.runtime import clean as cleaning
-from nativert.runtime import execute, logs
+from nativert.runtime import data, execute, logs
 from nativert.runtime import pause as pauses
 from nativert.runtime import run as runs
 from nativert.runtime import scale as scales
@@ -89,14 +89,19 @@ class Node:
 
     # -- operations --------------------------------------------------------------------
 
-    def define(self, descriptor: Descriptor, *, name: str | None = None) -> Instance:
-        """Enter an instance of *descriptor*; raises NativertError NAME_TAKEN, REQUIREMENTS."""
+    def define(
+        self, descriptor: Descriptor, *, name: str | None = None, instance: str | None = None
+    ) -> Instance:
+        """Enter an instance of *descriptor*; raises NativertError NAME_TAKEN, REQUIREMENTS.
+
+        *instance* is its UUID where somebody else has chosen it.
+        """
         from nativert.runtime import admission
 
         next_state(State.UNDEFINED, Operation.DEFINE)
         context = self._context
         admission.check_machine(descriptor.computation_requirements)
-        instance, fdu = str(uuids.uuid4()), descriptor.fdu_uuid
+        instance, fdu = instance or str(uuids.uuid4()), descriptor.fdu_uuid
         record = records.new_record(descriptor, instance, fdu)
         row = context.store.add(
             uuid=instance,
@@ -262,6 +267,18 @@ class Node:
             return seen.state in (State.RUNNING, State.PAUSED, State.SCALING)
 
         return logs.follow(directory, tail=tail, running=running)
+
+    def ls(self, ref: str, path: str = "") -> list[str]:
+        """Return what a directory below /data holds, directories with a slash at the end."""
+        return data.names(self._data(ref), path)
+
+    def read(self, ref: str, path: str, *, limit: int) -> bytes:
+        """Return a file below /data of at most *limit* bytes; OSError as the kernel says."""
+        return data.read(self._data(ref), path, limit=limit)
+
+    def _data(self, ref: str) -> Path:
+        row = self._context.store.find(ref)
+        return self._context.paths.instance_lib(row.uuid) / "data"
 
     # -- questions ---------------------------------------------------------------------
 
