@@ -38,7 +38,7 @@ def scale(
     before = limits_of.decode(row.limits) or Limits()
     wanted = limits_of.changed(before, change)
     context.driver.check(wanted)
-    cgroup = context.driver.open(facts.cgroup)
+    cgroup = context.cgroup(row.uuid)
     shrinks = wanted.memory_max is not None and wanted.memory_max != before.memory_max
     if shrinks and not force:
         _refuse_under_working_set(row.name, cgroup, wanted.memory_max or 0)
