@@ -41,6 +41,7 @@ from nativert.runtime.views import Check, Figures, Instance, Leftover, LogLine
 from nativert.runtime.views import Event as EventView
 from nativert.store.durable import Row
 from nativert.store.identity import Identity
+from nativert.store.paths import Paths
 
 # Of what the kernel refuses outside of the steps that name it.
 _CODES: Final = {
@@ -87,6 +88,16 @@ class Node:
         self, kind: type[BaseException] | None, e: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    @property
+    def identity(self) -> Identity:
+        """Who this node is on its host."""
+        return self._context.identity
+
+    @property
+    def paths(self) -> Paths:
+        """Where this node keeps its things."""
+        return self._context.paths
 
     # -- operations --------------------------------------------------------------------
 
