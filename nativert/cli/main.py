@@ -42,6 +42,7 @@ _COMMANDS = {
     "states": "model:states",
     "validate": "model:validate",
     "schema": "model:schema",
+    "agent": "agent:agent",
     "gc": "host:gc",
     "doctor": "host:doctor",
     "version": "model:version",
