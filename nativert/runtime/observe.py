@@ -250,7 +250,8 @@ def application_ended(context: Context, seen: Observed, *, frozen: bool = True) 
 
 def _withdrawn(facts: Facts) -> Changes:
     # A stop that an operator asked for ends the wish that it run; any other end does not.
-    if facts.intent == "stop" and "stopped_by" not in facts.details:
+    asked = facts.stop is None or facts.stop.why in ("stop", "force")
+    if facts.intent == "stop" and asked:
         return {"wanted": State.CONFIGURED.value, "retry": None}
     return {}
 
