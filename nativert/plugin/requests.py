@@ -90,7 +90,7 @@ def descriptor_of(record: dict[str, Any], known: dict[str, Any]) -> Descriptor:
     tree["interfaces"] = [_part(one, index) for index, one in enumerate(interfaces)]
     tree |= {"id": known.get("id") or fdu, "name": known.get("name") or f"fdu-{fdu[:8]}"}
     tree["uuid"] = fdu
-    if known.get("native") is not None:
+    if known.get("native") and not _carries_native(record):
         tree["native"] = known["native"]
     return descriptors.decode(msgspec.json.encode(tree), source=f"the record of FDU {fdu}")
 
@@ -108,6 +108,13 @@ def change_of(record: dict[str, Any], known: dict[str, Any]) -> dict[str, object
             hint="put the native object into configuration.script, after a line #nativert",
         )
     return change
+
+
+def _carries_native(record: dict[str, Any]) -> bool:
+    configuration = record.get("configuration")
+    script = configuration.get("script") if isinstance(configuration, dict) else None
+    first = str(script).partition("\n")[0]
+    return first.rstrip() == descriptors.NATIVE_MARK
 
 
 def _part(interface: Any, index: int) -> dict[str, Any]:

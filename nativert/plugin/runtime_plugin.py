@@ -119,7 +119,6 @@ class NativePlugin:
             self._watcher.join()
         evals.close()
         publisher.close()
-        self._around.close()
 
     def wait_dependencies(self) -> None:
         """Wait until the plugins that this one needs are there; NativertError(TIMEOUT)."""
