@@ -205,6 +205,10 @@ class Client:
         target = f"/v1/events?after={after}&limit={limit}&wait={timeout_s}"
         return [msgspec.convert(line, Event) for line in self._lines("GET", target)]
 
+    def version(self) -> dict[str, str | int]:
+        """Return who serves: versions, node, pid."""
+        return self._ask("GET", "/v1/version", dict[str, str | int])
+
     def gc(self, *, dry_run: bool = False) -> list[Leftover]:
         """Remove what carries this node's tag and belongs to no instance."""
         return self._ask("POST", "/v1/gc", list[Leftover], {"dry_run": dry_run})

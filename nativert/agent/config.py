@@ -99,11 +99,9 @@ class Monitor(Part, frozen=True, kw_only=True):
 
 
 class Plugins(Part, frozen=True, kw_only=True):
-    """Which runtime plugins are loaded beside the instances of this node."""
+    """Which runtime plugins are loaded beside the native one."""
 
-    # Names in the entry-point group; empty: all that are installed.
-    names: tuple[str, ...] = ()
-    # Manifests as fog05 has them, one JSON file each; etc/nativert/plugins unless told.
+    # Where their manifests are, as fog05 has them; etc/nativert/plugins unless told.
     directory: str | None = None
 
 

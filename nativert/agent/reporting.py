@@ -22,7 +22,10 @@ class LogReporter:
 
 
 class FanOut:
-    """One reporter for several; a fault of one does not keep the others from hearing."""
+    """Satisfies `Reporter` and a plugin's `Listeners`: one reporter for several.
+
+    A fault of one does not keep the others from hearing.
+    """
 
     def __init__(self, *reporters: Reporter) -> None:
         self._reporters = list(reporters)

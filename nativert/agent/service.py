@@ -20,6 +20,7 @@ from nativert.agent.config import Config
 from nativert.agent.logs import LOGGER
 from nativert.agent.monitor import Sampler
 from nativert.agent.notify import notify, watchdog_period_s
+from nativert.agent.plugins import Plugins
 from nativert.agent.reporting import FanOut, LogReporter
 from nativert.errors import Code, NativertError
 from nativert.runtime.context import Context
@@ -59,15 +60,26 @@ def serve(
         context = Context(root, here=here)
         reporter = FanOut(LogReporter())
         node = held.enter_context(Node(context=context, reporter=reporter))
-        agent = _Agent(node, context, source, accepted, stop_all=stop_all)
+        directory = Path(accepted.plugins.directory or paths.etc / "plugins")
+        plugins = Plugins(node, reporter, directory)
+        held.callback(plugins.close)
+        agent = _Agent(node, context, plugins, source, accepted, stop_all=stop_all)
         asyncio.run(agent.run(began))
 
 
 class _Agent:
     def __init__(
-        self, node: Node, context: Context, source: Path, config: Config, *, stop_all: bool
+        self,
+        node: Node,
+        context: Context,
+        plugins: Plugins,
+        source: Path,
+        config: Config,
+        *,
+        stop_all: bool,
     ) -> None:
         self._node = node
+        self._plugins = plugins
         self._context = context
         self._source = source
         self._config = config
@@ -86,6 +98,7 @@ class _Agent:
         server = Server(core)
         await core.ask(self._find_again)
         await core.ask(self._sampler.start)
+        await core.ask(self._plugins.start)
         await server.start()
         took_ms = (time.monotonic() - began) * 1000
         LOGGER.info(

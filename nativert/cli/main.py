@@ -39,6 +39,8 @@ _COMMANDS = {
     "logs": "logs:logs",
     "exec": "exec:exec_",
     "stats": "query:stats",
+    "top": "top:top",
+    "events": "events:events",
     "states": "model:states",
     "validate": "model:validate",
     "schema": "model:schema",
