@@ -76,6 +76,7 @@ def test_run_blocks_and_answers_the_exit_code(driver: Driver) -> None:
     driver.want(instance, "CONFIGURE")
     driver.until(instance, "CONFIGURE")
     assert driver.ask(instance, "run", env="A=1=2,B=x") == {"result": "7"}
+    assert driver.ask(instance, "start", env="nonsense")["error"] == Code.DESCRIPTOR.fog05
     assert driver.ask(instance, "log") == {"result": "told\n"}
     assert json.loads(driver.ask(instance, "ls")["result"]) == ["made"]
     assert driver.ask(instance, "get", filename="made") == {"result": "1=2,x\n"}
@@ -175,6 +176,19 @@ def test_a_bad_descriptor_is_an_error_that_goes(driver: Driver) -> None:
     assert driver.plugin.get_fdus() == {}
 
 
+@pytest.mark.parametrize(
+    "value", [b"nonsense", b'{"uuid": 5}', b'{"uuid": "other", "fdu_id": "x", "status": "STOP"}']
+)
+def test_a_record_that_is_none_is_an_error(driver: Driver, value: bytes) -> None:
+    instance = running(driver)
+    path = keys.record(keys.DESIRED, driver.plugin.node, driver.plugin.uuid, FDU, instance)
+    driver.connector.put(path, value)
+    driver.until(instance, "RUN", "ERROR", "RUN")
+    driver.connector.delete(path)
+    driver.want(instance, "STOP")
+    driver.until(instance, "RUN", "CONFIGURE")
+
+
 def test_the_same_record_twice_is_one_operation(driver: Driver) -> None:
     instance = running(driver)
     before = driver.plugin._runtime.get(instance).pid
@@ -211,8 +225,12 @@ def test_what_others_do_with_the_node_is_published(driver: Driver) -> None:
     instance = node.define(make_descriptor(shell=SLEEP)).instance
     node.configure(instance)
     node.run(instance)
+    driver.until(instance, "DEFINE", "CONFIGURE", "RUN")
+    with pytest.raises(NativertError):
+        node.clean(instance)
+    driver.until(instance, "RUN", "ERROR", "RUN")
     node.remove(instance, force=True)
-    driver.until(instance, "DEFINE", "CONFIGURE", "RUN", "CONFIGURE", "CLEAN", "DEFINE", "gone")
+    driver.until(instance, "gone")
 
 
 def test_scale_takes_the_limits_of_the_native_object(driver: Driver) -> None:
