@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
-from nodes import MakeNode, ended, make_descriptor, start, until
+from nodes import MakeNode, ended, make_descriptor, make_document, start, until
 from refusal import refused
+from telling import Cli
 
 from nativert.errors import Code
 from nativert.runtime.node import Node
@@ -75,6 +77,17 @@ def test_a_missing_library(node: Node, make_node: MakeNode, shown: Path) -> None
     assert end.message == (
         "exited with code 127: /opt/app needs the library libouter.so, which is nowhere in it"
     )
+
+
+def test_a_foreground_run_prints_the_verdict(cli: Cli, shown: Path, tmp_path: Path) -> None:
+    (shown / "libouter.so").unlink()
+    document = tmp_path / "app.json"
+    document.write_text(json.dumps(make_document(**with_(shown, binary="/opt/app"))))
+    done = cli("run", str(document), "-o", "json")
+    assert done.returncode == 127
+    error = json.loads(done.stderr.splitlines()[-1])["error"]
+    assert error["code"] == "exec-failed"
+    assert "/opt/app needs the library libouter.so" in error["message"]
 
 
 def test_a_missing_library_of_a_library(node: Node, make_node: MakeNode, shown: Path) -> None:
