@@ -83,7 +83,7 @@ class Starts:
             self._tolerant(lambda: self._node.configure(row.uuid))
         if self._node.look(row.uuid).state is State.CONFIGURED:
             self._tolerant(lambda: self._node.run(row.uuid))
-        self._supervisor.changed(row.uuid)
+        self._supervisor.also(row.uuid)
 
     def _tolerant(self, operation: Callable[[], object]) -> None:
         try:

@@ -46,7 +46,7 @@ class Supervisor:
         self,
         node: Node,
         *,
-        only: frozenset[str] | None = None,
+        only: set[str] | None = None,
         reconcile_s: float = RECONCILE_S,
         now: Callable[[], float] = time.time,
     ) -> None:
@@ -98,6 +98,12 @@ class Supervisor:
             self._workers.submit(self._guarded, lambda: self._look(watched))
         except RuntimeError:
             pass  # Closed meanwhile.
+
+    def also(self, uuid: str) -> None:
+        """Supervise this instance too, and look at it soon."""
+        if self._only is not None:
+            self._only.add(uuid)
+        self.changed(uuid)
 
     def before_start(self, ref: str) -> None:
         """Start what *ref* depends on and wait for it; NativertError if that fails."""
