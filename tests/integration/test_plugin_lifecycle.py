@@ -18,6 +18,7 @@ from plugins import FDU, Driver, plugin_on
 
 from nativert.errors import Code, NativertError
 from nativert.plugin import keys
+from nativert.plugin.embedded import EmbeddedConnector
 
 pytestmark = [pytest.mark.root, pytest.mark.netns]
 
@@ -266,3 +267,35 @@ def test_instances_outlive_the_plugin_and_are_published_again(
         assert second.ask(instance, "log") == {"result": "up\n"}
         second.want(instance, "STOP")
         second.until(instance, "RUN", "CONFIGURE")
+
+
+def test_of_what_was_asked_for_meanwhile_only_new_instances_are_taken(
+    make_node: MakeNode,
+) -> None:
+    with plugin_on(make_node) as first:
+        old = running(first)
+    new, gone = str(uuid.uuid4()), str(uuid.uuid4())
+    # The last request of a known instance has been overtaken by the eval that started it.
+    first.want(old, "CONFIGURE")
+    first.want(gone, "UNDEFINE")
+    first.define(new, name="new", shell=SLEEP)
+    with plugin_on(make_node, connector=first.connector) as second:
+        second.until(new, "DEFINE")
+        second.want(new, "CONFIGURE")
+        second.until(new, "CONFIGURE")
+        assert second.plugin.get_fdus().keys() == {old, new}
+        assert second.plugin.get_fdus()[old]["status"] == "RUN"
+        assert gone not in second.records
+        assert "ERROR" not in second.statuses(old)
+
+
+def test_a_start_that_fails_leaves_nothing_behind(
+    make_node: MakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise NativertError("no room", code=Code.STORE)
+
+    monkeypatch.setattr(EmbeddedConnector, "liveliness", fails)
+    with pytest.raises(NativertError, match="no room"), plugin_on(make_node):
+        pass
+    assert "publisher" not in [thread.name for thread in threading.enumerate()]
