@@ -257,6 +257,10 @@ class BridgeNetwork:
         """Return every published port, as the kernel has them."""
         return tuple(self._table.ports())
 
+    def published_addresses(self) -> set[str]:
+        """Return the addresses that ports of the host lead to."""
+        return {port.address for port in self._table.ports()}
+
     def withdraw(self, address: str) -> None:
         """Take back every port published to the address and end the flows; safe twice."""
         for attempt in range(_WITHDRAW_ATTEMPTS):

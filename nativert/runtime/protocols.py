@@ -132,6 +132,10 @@ class Mending(Protocol):
         """Put back bridge, rules, links on the bridge, and ports by address; say what was."""
         ...
 
+    def published_addresses(self) -> set[str]:
+        """Return the addresses that ports of the host lead to."""
+        ...
+
 
 class Os(Protocol):
     """Files and downloads on the host's side."""

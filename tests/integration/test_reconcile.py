@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from nodes import address, cgroup, driver_of, make_descriptor, start, tag_of, until
+from nodes import MakeNode, address, cgroup, driver_of, make_descriptor, start, tag_of, until
 
 from nativert.isolation.cgroups.limits import Limits
 from nativert.isolation.network import nftables
 from nativert.runtime.node import Node
+from nativert.runtime.protocols import Mending
 from nativert.runtime.supervision.supervisor import Supervisor
 
 pytestmark = [pytest.mark.root, pytest.mark.netns]
@@ -136,3 +137,38 @@ def test_nothing_is_repaired_where_nothing_is_wrong(supervised: Node) -> None:
     supervised.pause(other)
     before = supervised.latest_event()
     assert supervised.context.store.wait_events(before, 1.5) == []
+
+
+def test_at_its_start_what_has_no_record_is_removed_and_nothing_else(
+    make_node: MakeNode, tmp_path: Path
+) -> None:
+    node, other = make_node(), make_node(tmp_path / "other")
+    ports = {"network": {"ports": ["22996:80"]}}
+    kept = start(node, name="kept", shell=SLEEP, veth=True)
+    theirs = start(other, name="theirs", shell=SLEEP, veth=True)
+    lost = start(node, name="lost", shell=SLEEP, veth=True, native=ports)
+    facts = node.look(lost).facts
+    assert facts is not None
+    pids = [node.get(lost).pid or 0, facts.init_pid or 0]
+    link, directory = facts.links[0].link, node.paths.instance_run(lost)
+    data = node.paths.instance_lib(lost)
+    # As after a store that was restored from before its definition.
+    node.context.store.delete(lost)
+    node.close()
+    again = make_node()
+    supervisor = Supervisor(again)
+    supervisor.start()
+    try:
+        until(lambda: not directory.exists() and not data.exists(), what="its directories go")
+        until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), what="it ends")
+        until(lambda: link not in again.context.network.links(), what="its link goes")
+        assert f"i-{lost}" not in again.context.driver.names()
+        network = again.context.network
+        assert isinstance(network, Mending)
+        assert network.published_addresses() == set()
+        removed = {e.data["what"] for e in again.events() if e.kind == "leftover-removed"}
+        assert removed >= {"process", "cgroup", "link", "rule", "directory"}
+        assert again.get(kept).state == other.get(theirs).state == "RUNNING"
+        assert not other.events(other.latest_event() - 1)[0].kind.startswith("leftover")
+    finally:
+        supervisor.close()

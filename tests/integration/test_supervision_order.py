@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import signal
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 
 import pytest
-from nodes import ended, make_descriptor, until
+from nodes import ended, make_descriptor, until, until_logged
 
 from nativert.errors import Code, NativertError
 from nativert.runtime.node import Node
@@ -103,3 +108,47 @@ def test_what_was_wanted_comes_back_in_order_where_autostart_says_so(
         assert node.get(plain).state == "CONFIGURED"
     finally:
         again.close()
+
+
+def reboot(node: Node) -> None:
+    """What a reboot leaves: no process, an empty run directory, another boot in the records."""
+    for row in node.list():
+        facts = node.look(row.instance).facts
+        if facts is not None and facts.init_pid is not None:
+            os.kill(facts.init_pid, signal.SIGKILL)
+            shutil.rmtree(node.paths.instance_run(row.instance))
+    with closing(sqlite3.connect(node.paths.database)) as connection:
+        connection.execute("UPDATE instances SET boot_id = 'the boot before'")
+        connection.commit()
+
+
+def test_after_a_boot_what_was_wanted_runs_again(node: Node) -> None:
+    before = Supervisor(node)
+    before.start()
+    always = {"policy": "always", "backoff": "1s"}
+    env = {"autostart": True, "restart": always}
+    define(node, "db", veth=True, native={"autostart": True})
+    define(node, "web", "db", veth=True, shell="echo mode=$MODE; exec sleep 1000", native=env)
+    define(node, "stopped", native={"autostart": True})
+    define(node, "looping", shell="exit 1", native={"restart": always | {"backoff": "100ms"}})
+    define(node, "plain")
+    for name in ("web", "stopped", "looping", "plain"):
+        node.configure(name)
+        node.run(name, env={"MODE": "edge"})
+    node.stop("stopped")
+    before.close()
+    reboot(node)
+    cursor = node.latest_event()
+    after = Supervisor(node)
+    after.start()
+    try:
+        until(lambda: node.get("web").state == "RUNNING", what="web runs again")
+        until_logged(node, "web", "mode=edge\nmode=edge\n")
+        told = [(e.kind, e.name) for e in node.events(cursor)]
+        assert told.index(("started", "db")) < told.index(("started", "web"))
+        until(lambda: node.get("plain").state == "DEFINED", what="plain is settled")
+        assert ended(node.get("plain")).reason == "node-rebooted"
+        assert {node.get(name).state for name in ("stopped", "looping")} == {"DEFINED"}
+        assert ("started", "looping") not in told
+    finally:
+        after.close()

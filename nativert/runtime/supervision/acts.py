@@ -36,15 +36,24 @@ def waits(row: Row) -> bool:
     """Tell whether an end of *row* is to be followed by another start, or may be."""
     if row.wanted != State.RUNNING.value:
         return False
-    end = verdict.decode(row.end)
-    if end is not None and end.reason in _AT_BOOT:
-        return False
+    end, retry = verdict.decode(row.end), restart.decode(row.retry)
+    if _after_boot(row, end):
+        return retry is not None and retry.run == row.run_count and retry.at is not None
     if descriptor_of(row.descriptor, row.name).native.restart.policy == "never":
         return False
     if end is None:
         return True  # It runs, or whoever was to start it did not live to.
-    retry = restart.decode(row.retry)
     return retry is None or retry.run != row.run_count or retry.at is not None
+
+
+def _after_boot(row: Row, end: End | None) -> bool:
+    """Tell whether it is not there because the node was shut down or rebooted.
+
+    One that had ended before keeps that end, but has lost its sandbox.
+    """
+    if end is None or end.reason in _AT_BOOT:
+        return end is not None
+    return row.desired == State.DEFINED.value and end.reason != "init-lost"
 
 
 def failed(end: End) -> bool:
@@ -76,7 +85,7 @@ def decide(
                 decided.append(Retry(run=row.run_count, at=now))
             return seen
         before = restart.decode(row.retry)
-        if end.reason in _AT_BOOT and not anew:
+        if _after_boot(row, end) and not anew:
             if native.autostart:
                 decided.append(Retry(run=row.run_count, at=now))
             return seen
