@@ -23,6 +23,7 @@ from nativert.agent import faults
 from nativert.errors import Code, NativertError
 from nativert.fdu import descriptor as descriptors
 from nativert.fdu.descriptor import Descriptor
+from nativert.fdu.known import known
 from nativert.runtime.facade import Facade, Session
 from nativert.runtime.protocols import Progress
 from nativert.runtime.views import Check, Event, Figures, Instance, Leftover, LogLine
@@ -107,7 +108,7 @@ class Client:
                     if progress is not None:
                         progress(received, total)
                 case {"result": row}:
-                    answer = msgspec.convert(row, Instance)
+                    answer = msgspec.convert(row, known(Instance))
                 case {"error": error}:
                     answer = faults.decode(error)
         if isinstance(answer, NativertError):
@@ -200,7 +201,7 @@ class Client:
                 asked["tail"] = str(tail)
             lines = self._lines("GET", f"{_one(ref)}/logs?{urlencode(asked)}")
             try:
-                yield from place.beyond(msgspec.convert(line, LogLine) for line in lines)
+                yield from place.beyond(msgspec.convert(line, known(LogLine)) for line in lines)
                 return
             except LostError:
                 if not follow:
@@ -230,12 +231,12 @@ class Client:
     def events(self, after: int = 0, *, limit: int = 1000) -> Sequence[Event]:
         """Return at most *limit* events with numbers above *after*, oldest first."""
         lines = self._lines("GET", f"/v1/events?after={after}&limit={limit}")
-        return [msgspec.convert(line, Event) for line in lines]
+        return [msgspec.convert(line, known(Event)) for line in lines]
 
     def wait_events(self, after: int, timeout_s: float, *, limit: int = 1000) -> Sequence[Event]:
         """Return events above *after*, as soon as there are some; none after *timeout_s*."""
         target = f"/v1/events?after={after}&limit={limit}&wait={timeout_s}"
-        return [msgspec.convert(line, Event) for line in self._lines("GET", target)]
+        return [msgspec.convert(line, known(Event)) for line in self._lines("GET", target)]
 
     def latest_event(self) -> int:
         """Return the number of the newest event: from here on, only new ones come."""
@@ -264,7 +265,7 @@ class Client:
             connection.close()
             raise self._lost() from None
         self._keep(connection)
-        return msgspec.json.decode(data or b"{}", type=kind)
+        return msgspec.json.decode(data or b"{}", type=known(kind))
 
     def _lines(self, method: str, target: str) -> Generator[dict[str, Any], None, None]:
         """Yield the objects of an answer that has one a line."""
