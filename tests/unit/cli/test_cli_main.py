@@ -40,6 +40,8 @@ COMMANDS = [
     "schema",
     "gc",
     "doctor",
+    "backup",
+    "restore",
     "version",
     "completion",
 ]
