@@ -41,8 +41,6 @@ def waits(row: Row) -> bool:
         return retry is not None and retry.run == row.run_count and retry.at is not None
     if descriptor_of(row.descriptor, row.name).native.restart.policy == "never":
         return False
-    if end is None:
-        return True  # It runs, or whoever was to start it did not live to.
     return retry is None or retry.run != row.run_count or retry.at is not None
 
 
@@ -79,13 +77,13 @@ def decide(
         if row.wanted != State.RUNNING.value or seen.state not in (State.CONFIGURED, State.DEFINED):
             return seen
         native = descriptor_of(row.descriptor, row.name).native
-        if end is None:
+        if end is None and not anew:
             # Its start was interrupted, or an operator has configured it again.
             if native.restart.policy != "never" or native.autostart:
                 decided.append(Retry(run=row.run_count, at=now))
             return seen
         before = restart.decode(row.retry)
-        if _after_boot(row, end) and not anew:
+        if not anew and _after_boot(row, end):
             if native.autostart:
                 decided.append(Retry(run=row.run_count, at=now))
             return seen
@@ -95,13 +93,13 @@ def decide(
             native.restart,
             before,
             run=row.run_count,
-            failed=failed(end) or anew,
+            failed=anew or end is None or failed(end),
             healthy_s=healthy_s,
             now=now,
             chance=random.random(),  # noqa: S311 (it spreads load, and hides nothing)
         )
         decided.append(retry)
-        if retry == before or native.restart.policy == "never":
+        if retry == before or (native.restart.policy == "never" and not anew):
             return seen
         data: dict[str, object] = {"at": retry.at, "attempt": retry.failures}
         kind = "restart-planned"
