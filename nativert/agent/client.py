@@ -6,6 +6,7 @@ An error that the agent answers with is raised as it was raised there.
 
 from __future__ import annotations
 
+import functools
 import http.client
 import os
 import socket
@@ -14,7 +15,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Concatenate, Final, ParamSpec, Self, TypeVar
 from urllib.parse import quote, urlencode
 
 import msgspec
@@ -29,6 +30,7 @@ from nativert.runtime.protocols import Progress
 from nativert.runtime.views import Check, Event, Figures, Instance, Leftover, LogLine
 
 _T = TypeVar("_T")
+_P = ParamSpec("_P")
 _Rows = list[Instance]
 _NDJSON: Final = "application/x-ndjson"
 _KEPT: Final = 4
@@ -39,6 +41,27 @@ _PATIENCE_S: Final = 30.0
 
 class LostError(NativertError):
     """The connection ended before the answer."""
+
+
+class GoneError(LostError):
+    """No agent serves any more: nothing has been asked of it."""
+
+
+def _or_alone(
+    method: Callable[Concatenate[Client, _P], _T],
+) -> Callable[Concatenate[Client, _P], _T]:
+    """Do without the agent what can't be asked of it any more."""
+
+    @functools.wraps(method)
+    def ask(client: Client, /, *args: _P.args, **options: _P.kwargs) -> _T:
+        try:
+            return method(client, *args, **options)
+        except GoneError:
+            with client.direct() as node:
+                answer: _T = getattr(node, method.__name__)(*args, **options)
+                return answer
+
+    return ask
 
 
 class _Nothing(msgspec.Struct):
@@ -72,7 +95,7 @@ class Client:
 
     def __init__(self, path: Path, *, direct: Callable[[], Facade]) -> None:
         self._path = path
-        self._direct = direct
+        self.direct = direct
         self._mutex = threading.Lock()
         first = _Connection(path)
         first.connect()
@@ -94,11 +117,13 @@ class Client:
 
     # -- operations --------------------------------------------------------------------
 
+    @_or_alone
     def define(self, descriptor: Descriptor, *, name: str | None = None) -> Instance:
         """Enter an instance of *descriptor*."""
         asked = {"descriptor": msgspec.Raw(descriptors.encode(descriptor)), "name": name}
         return self._ask("POST", "/v1/instances", Instance, asked)
 
+    @_or_alone
     def configure(self, ref: str, *, progress: Progress | None = None) -> Instance:
         """Fetch the image; make cgroups, namespaces, root file system, network."""
         answer: Instance | NativertError = self._lost()
@@ -115,43 +140,53 @@ class Client:
             raise answer
         return answer
 
+    @_or_alone
     def clean(self, ref: str) -> Instance:
         """Remove all that configure made."""
         return self._ask("POST", f"{_one(ref)}/clean", Instance)
 
+    @_or_alone
     def run(self, ref: str, *, env: Mapping[str, str] | None = None) -> Instance:
         """Start the application; *env* is added to the descriptor's."""
         return self._ask("POST", f"{_one(ref)}/start", Instance, {"env": dict(env or {})})
 
+    @_or_alone
     def stop(self, ref: str) -> Instance:
         """Send the stop signal, wait for the grace, kill what is left."""
         return self._ask("POST", f"{_one(ref)}/stop", Instance)
 
+    @_or_alone
     def restart(self, ref: str) -> Instance:
         """Stop and start, with the environment of the last start."""
         return self._ask("POST", f"{_one(ref)}/restart", Instance)
 
+    @_or_alone
     def pause(self, ref: str) -> Instance:
         """Freeze the application."""
         return self._ask("POST", f"{_one(ref)}/pause", Instance)
 
+    @_or_alone
     def resume(self, ref: str) -> Instance:
         """Thaw the application."""
         return self._ask("POST", f"{_one(ref)}/resume", Instance)
 
+    @_or_alone
     def scale(self, ref: str, change: Mapping[str, object], *, force: bool = False) -> Instance:
         """Change limits of the running application; keys are the fields of `Limits`."""
         asked = {"limits": dict(change), "force": force}
         return self._ask("POST", f"{_one(ref)}/scale", Instance, asked)
 
+    @_or_alone
     def undefine(self, ref: str) -> None:
         """Forget the instance: nothing of it is left."""
         self._ask("POST", f"{_one(ref)}/undefine", _Nothing)
 
+    @_or_alone
     def remove(self, ref: str, *, force: bool = False) -> None:
         """Take the edges down to UNDEFINED; with *force* a running application is killed."""
         self._ask("DELETE", _one(ref) + ("?force=true" if force else ""), _Nothing)
 
+    @_or_alone
     def kill(self, ref: str, number: int) -> None:
         """Send a signal to the application's first process."""
         self._ask("POST", f"{_one(ref)}/kill", _Nothing, {"signal": int(number)})
@@ -165,11 +200,11 @@ class Client:
         while True:
             try:
                 return self._ask("POST", f"{_one(ref)}/wait", Instance, {"timeout_s": left_s})
-            except LostError:
+            except LostError as e:
                 if timeout_s is not None:
                     left_s = max(0.0, timeout_s - (time.monotonic() - began))
-                if not self._serves():
-                    with self._direct() as node:
+                if isinstance(e, GoneError):
+                    with self.direct() as node:
                         return node.wait(ref, timeout_s=left_s)
 
     def exec(
@@ -186,7 +221,7 @@ class Client:
         By the instance's init itself, which gets the descriptors: no byte goes through the agent,
         and the session outlives it.
         """
-        with self._direct() as node:
+        with self.direct() as node:
             return node.exec(ref, argv, stdio=stdio, tty=tty, env=env)
 
     def logs(self, ref: str, *, follow: bool = False, tail: int | None = None) -> Iterator[LogLine]:
@@ -201,43 +236,49 @@ class Client:
                 asked["tail"] = str(tail)
             lines = self._lines("GET", f"{_one(ref)}/logs?{urlencode(asked)}")
             try:
-                yield from place.beyond(msgspec.convert(line, known(LogLine)) for line in lines)
+                yield from place.beyond(msgspec.convert(line, LogLine) for line in lines)
+                return
+            except GoneError:
+                with self.direct() as node:
+                    again = None if place.known else tail
+                    yield from place.beyond(node.logs(ref, follow=follow, tail=again))
                 return
             except LostError:
                 if not follow:
                     raise
-            if not self._serves():
-                with self._direct() as node:
-                    again = None if place.known else tail
-                    yield from place.beyond(node.logs(ref, follow=True, tail=again))
-                return
 
     # -- questions ---------------------------------------------------------------------
 
+    @_or_alone
     def get(self, ref: str) -> Instance:
         """Return one instance."""
         return self._ask("GET", _one(ref), Instance)
 
+    @_or_alone
     def stats(self, refs: Sequence[str] | None = None) -> list[Figures]:
         """Return the figures of the given instances, or of all that run."""
         if refs:
             return [self._ask("GET", f"{_one(ref)}/stats", Figures) for ref in refs]
         return self._ask("GET", "/v1/stats", list[Figures])
 
+    @_or_alone
     def inspect(self, ref: str) -> dict[str, object]:
         """Return the fog05 record with the true status, and a ``native`` object beside it."""
         return self._ask("GET", f"{_one(ref)}/inspect", dict[str, object])
 
+    @_or_alone
     def events(self, after: int = 0, *, limit: int = 1000) -> Sequence[Event]:
         """Return at most *limit* events with numbers above *after*, oldest first."""
         lines = self._lines("GET", f"/v1/events?after={after}&limit={limit}")
         return [msgspec.convert(line, known(Event)) for line in lines]
 
+    @_or_alone
     def wait_events(self, after: int, timeout_s: float, *, limit: int = 1000) -> Sequence[Event]:
         """Return events above *after*, as soon as there are some; none after *timeout_s*."""
         target = f"/v1/events?after={after}&limit={limit}&wait={timeout_s}"
         return [msgspec.convert(line, known(Event)) for line in self._lines("GET", target)]
 
+    @_or_alone
     def latest_event(self) -> int:
         """Return the number of the newest event: from here on, only new ones come."""
         return self._ask("GET", "/v1/events/latest", dict[str, int])["seq"]
@@ -246,10 +287,12 @@ class Client:
         """Return who serves: versions, node, pid."""
         return self._ask("GET", "/v1/version", dict[str, str | int])
 
+    @_or_alone
     def gc(self, *, dry_run: bool = False) -> list[Leftover]:
         """Remove what carries this node's tag and belongs to no instance."""
         return self._ask("POST", "/v1/gc", list[Leftover], {"dry_run": dry_run})
 
+    @_or_alone
     def doctor(self) -> list[Check]:
         """Return what this host can and cannot enforce, with the fix for each."""
         return self._ask("GET", "/v1/doctor", list[Check])
@@ -322,7 +365,12 @@ class Client:
                 if connection.sock is not None and _quiet(connection.sock):
                     return connection
                 connection.close()
-        return _Connection(self._path)
+        connection = _Connection(self._path)
+        try:
+            connection.connect()
+        except OSError as e:
+            raise GoneError(f"no agent serves any more: {e.strerror}", code=Code.NO_AGENT) from e
+        return connection
 
     def _keep(self, connection: _Connection) -> None:
         with self._mutex:
@@ -330,16 +378,6 @@ class Client:
                 self._idle.append(connection)
                 return
         connection.close()
-
-    def _serves(self) -> bool:
-        """Tell whether an agent answers again."""
-        connection = _Connection(self._path)
-        try:
-            connection.connect()
-        except OSError:
-            return False
-        self._keep(connection)
-        return True
 
     @staticmethod
     def _lost() -> LostError:
@@ -351,6 +389,7 @@ class Client:
 
     # Last, since the name hides the type in the rest of the class.
 
+    @_or_alone
     def list(self) -> list[Instance]:
         """Return every instance, in the order of definition."""
         return self._ask("GET", "/v1/instances", _Rows)
