@@ -66,7 +66,7 @@ class Agent:
         self._config = config
         self._stop_all = stop_all or config.stop_all
         self._asked_stop_all = stop_all
-        self._sampler = Sampler(node, config.monitor.interval_s)
+        self._sampler = Sampler(node, context, config.monitor.interval_s)
         self._supervisor = Supervisor(node, reconcile_s=config.supervision.reconcile_s)
         reporter.add(self._supervisor)
 
