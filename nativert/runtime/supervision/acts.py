@@ -22,6 +22,7 @@ from nativert.runtime import edges, verdict
 from nativert.runtime import pause as pauses
 from nativert.runtime import run as runs
 from nativert.runtime.context import descriptor_of
+from nativert.runtime.failpoints import failpoint
 from nativert.runtime.observe import Observed
 from nativert.runtime.views import End
 from nativert.store.durable import Row
@@ -108,6 +109,7 @@ def decide(
         row = node.context.store.update(
             row.uuid, retry=restart.encode(retry), event=(kind, edges.encode(data))
         )
+        failpoint("restart.decided")
         return dataclasses.replace(seen, row=row)
 
     node.operate(uuid, None, act, quiet=True)
@@ -129,6 +131,7 @@ def start_again(node: Node, uuid: str) -> bool:
             retry, restarts, env = row.retry, row.restarts, row.env
             seen = configure(node.context, seen)
             edges.tell(node.context, Operation.CONFIGURE, seen)
+            failpoint("restart.configured")
         elif seen.state is State.CONFIGURED:
             retry, restarts, env = row.retry, row.restarts, row.env
         else:

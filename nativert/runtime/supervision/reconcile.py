@@ -15,6 +15,7 @@ from nativert.errors import NativertError
 from nativert.fdu.states import State
 from nativert.runtime import edges
 from nativert.runtime import limits as limits_of
+from nativert.runtime.failpoints import failpoint
 from nativert.runtime.observe import Observed
 from nativert.runtime.protocols import Mending, PortRequest
 from nativert.runtime.release import attached
@@ -128,6 +129,7 @@ class Reconciler:
                 facts, left = drift.repair(
                     self._node.context, dataclasses.replace(now, facts=facts), found
                 )
+                failpoint("repair.done")
                 self._note(now.row.uuid, "repaired", found.message)
                 if found.kind == "limits":
                     self._accept(now.row)
