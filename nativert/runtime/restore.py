@@ -83,7 +83,7 @@ def restore(
             _leave_host(root, claims)
         # Whoever opens the store waits: it must not make an empty one meanwhile.
         with Lock(paths.run / "store.lock", what="the store", timeout_s=_LOCK_TIMEOUT_S):
-            return _Restoring(paths, claims, file, head).carry_out()
+            return _Restoring(paths, claims, file, head, force=force).carry_out()
 
 
 @contextmanager
@@ -102,7 +102,13 @@ def _leave_host(root: Path | None, claims: Claims) -> None:
     from nativert.runtime import gc
     from nativert.runtime.observe import observe
 
-    context = Context(root, here=False, claims=claims)
+    try:
+        context = Context(root, here=False, claims=claims)
+    except NativertError:
+        # Damaged, which is what backups are for; but of this boot nothing may be unknown.
+        if Paths(root).instances_run():
+            raise
+        return
     try:
         for row in context.store.rows():
             if not row.corrupt and observe(context, row).state.value != "DEFINED":
@@ -119,11 +125,14 @@ def _leave_host(root: Path | None, claims: Claims) -> None:
 
 
 class _Restoring:
-    def __init__(self, paths: Paths, claims: Claims, file: Path, head: archive.Head) -> None:
+    def __init__(
+        self, paths: Paths, claims: Claims, file: Path, head: archive.Head, *, force: bool
+    ) -> None:
         self._paths = paths
         self._claims = claims
         self._file = file
         self._head = head
+        self._force = force
 
     def carry_out(self) -> Restored:
         """Do it; everything is undone if something fails."""
@@ -174,16 +183,27 @@ class _Restoring:
             contextlib.closing(database.open_existing(path)) as store,
         ):
             check_store(store, path)
+        configured = (stage / archive.ETC).is_dir() and any(self._paths.etc.glob("*"))
+        if configured and not self._force:
+            raise NativertError(
+                f"there is a configuration in {self._paths.etc}, and one in {self._file}",
+                code=Code.STORE,
+                hint="--force replaces it, or move it away",
+            )
 
     def _put_aside(self, stage: Path, undo: ExitStack) -> None:
         aside = stage / "former"
         aside.mkdir()
-        old = registry.read_node(self._paths.lib) if self._paths.node.exists() else None
+        try:
+            old = registry.read_node(self._paths.lib)
+        except files.DamagedError:
+            old = None
         store = self._paths.database.name
         # The store first: without it the node is an empty one.
         for name in (store, *(f"{store}{side}" for side in database.SIDES), "i", "node.json"):
             _move(self._paths.lib / name, aside / name, undo)
-        _move(self._paths.etc, aside / archive.ETC, undo)
+        if (stage / archive.ETC).is_dir():
+            _move(self._paths.etc, aside / archive.ETC, undo)
         if old is not None:
             self._claims.release_node(old.id)
             undo.callback(self._register, old)

@@ -196,6 +196,44 @@ def test_a_backup_of_a_node_that_works_is_one_state(
     assert sorted(path.name for path in tmp_path.glob(".*")) == []
 
 
+def test_what_is_damaged_can_be_replaced(root: Path, make_node: MakeNode, file: Path) -> None:
+    paths = Paths(root)
+    with Node(root) as node:
+        node.define(make_descriptor(name="kept"))
+        save(paths, file, data=False)
+    paths.database.write_bytes(b"no store" * 1000)
+    with pytest.raises(NativertError, match="damaged"):
+        save(paths, file.with_name("other"), data=False)
+    assert not file.with_name("other").exists()
+    restore(root, file, force=True)
+    paths.node.write_bytes(b"{")
+    restore(root, file, force=True)
+    assert [row.name for row in make_node().list()] == ["kept"]
+
+
+def test_a_configuration_is_not_replaced_unasked(
+    root: Path, make_node: MakeNode, file: Path, tmp_path: Path
+) -> None:
+    paths, without = Paths(root), tmp_path / "without"
+    with Node(root):
+        save(paths, without, data=False)
+        paths.etc.mkdir(parents=True)
+        paths.config.write_text("# saved\n")
+        save(paths, file, data=False)
+    lose(root)
+    paths.etc.mkdir(parents=True)
+    paths.config.write_text("# mine\n")
+    with pytest.raises(NativertError, match="there is a configuration in"):
+        restore(root, file, force=False)
+    assert paths.config.read_text() == "# mine\n"
+    assert not paths.database.exists()
+    restore(root, without, force=False)
+    assert paths.config.read_text() == "# mine\n"
+    restore(root, file, force=True)
+    assert paths.config.read_text() == "# saved\n"
+    assert make_node().list() == []
+
+
 def test_while_its_agent_serves_nothing_is_restored(
     root: Path, make_node: MakeNode, file: Path
 ) -> None:
