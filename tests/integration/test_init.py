@@ -16,7 +16,6 @@ from sandboxes import DEADLINE_S, MAX_IDLE, Instance, program, real_launcher, sh
 from nativert.isolation import process
 from nativert.launcher import protocol
 from nativert.launcher.client import ReportedError
-from nativert.launcher.log import CURRENT
 from nativert.store.boot import ExitFacts, boot_id
 
 pytestmark = pytest.mark.root
@@ -32,7 +31,7 @@ def instance(tmp_path: Path) -> Iterator[Instance]:
 
 def log(instance: Instance) -> list[str]:
     """Return "stream tag text" of each record."""
-    path = instance.log / CURRENT
+    path = instance.log / protocol.LOG_FILE
     lines = path.read_text().splitlines() if path.exists() else []
     return [line.split(" ", 1)[1] for line in lines]
 
