@@ -90,8 +90,10 @@ def test_what_python_refuses_is_refused(parser: Driven, data: bytes) -> None:
     [
         b"", b" ", b"[", b"]", b"{", b'{"a"}', b'{"a":}', b'{"a":1,}', b"[1,]", b"[1 2]", b"01",
         b"-", b"1.", b".5", b"1e", b"+1", b"NaN", b"Infinity", b"tru", b"nulls", b'"', b'"\\"',
-        b'"\\u12"', b'"\\x"', b'"\n"', b'"\xff"', b'"\xc0\x80"', b'"\xed\xa0\x80"', b"\xef\xbb\xbf1",
-        b"1 1", b"{1:2}", b"'a'", b"[" * 40 + b"]" * 40, b"[" * 60000, b'{"a":' * 9999, b"\0", b"1\0",
+        b'"\\u12"', b'"\\x"', b'"\n"', b'"\xff"', b'"\xc0\x80"', b'"\xed\xa0\x80"',
+        b"\xef\xbb\xbf1",
+        b"1 1", b"{1:2}", b"'a'", b"[" * 40 + b"]" * 40, b"[" * 60000, b'{"a":' * 9999,
+        b"\0", b"1\0",
     ],
     ids=lambda data: data[:12].hex(),
 )  # fmt: skip
