@@ -17,6 +17,7 @@ from nativert.errors import Code, NativertError
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
+    from nativert.agent.client import Client
     from nativert.fdu.descriptor import Descriptor
     from nativert.runtime.facade import Facade
     from nativert.runtime.views import Instance
@@ -32,21 +33,47 @@ class Session:
     root: Path | None = None
     json: bool = False
     here: bool = False
+    no_agent: bool = False
 
     def node(self) -> Facade:
-        """Open the node of these options."""
+        """Open the node of these options: its agent where one serves, else the node itself."""
+        return self.agent() or self._embedded()
+
+    def agent(self) -> Client | None:
+        """Reach the agent of the node; None if none serves, or it is not wanted."""
+        if self.no_agent or os.environ.get("NATIVERT_AGENT") == "no":
+            return None
+        from nativert.store.paths import Paths
+
+        path = Paths(self.root).api_socket
+        if not path.is_socket():
+            return None
+        from nativert.agent.client import Client
+
+        try:
+            return Client(path, direct=self._embedded)
+        except (FileNotFoundError, ConnectionRefusedError):
+            return None  # One that was killed has left its socket.
+        except PermissionError:
+            raise _needs_root() from None
+
+    def _embedded(self) -> Facade:
         return open_node(root=self.root, here=self.here)
 
 
 def open_node(*, root: Path | None, here: bool) -> Facade:
     """Open the node under *root*; NativertError (not permitted) unless root."""
     if os.geteuid() != 0:
-        raise NativertError(
-            "nativert needs root", code=Code.PERMISSION, hint="run it as root or with sudo"
-        )
+        raise _needs_root()
     from nativert.runtime.node import Node
 
     return Node(root=root, here=here)
+
+
+def _needs_root() -> NativertError:
+    return NativertError(
+        "nativert needs root", code=Code.PERMISSION, hint="run it as root or with sudo"
+    )
 
 
 pass_session = click.make_pass_decorator(Session)
@@ -79,6 +106,14 @@ def global_options(*, root_variable: str | None = None) -> list[click.Option]:
             default=None,
             callback=_set("here"),
             help="Work in this mount and network namespace, PID 1's or not (NATIVERT_HERE=1).",
+            **common,
+        ),
+        click.Option(
+            ["--no-agent"],
+            is_flag=True,
+            default=None,
+            callback=_set("no_agent"),
+            help="Do it in this process also where an agent serves (NATIVERT_AGENT=no).",
             **common,
         ),
     ]

@@ -6,6 +6,8 @@ import click
 
 from nativert.cli import context, output
 from nativert.cli.context import Session, pass_session
+from nativert.runtime.facade import Facade
+from nativert.runtime.views import Check
 
 
 @context.command("gc")
@@ -26,6 +28,23 @@ def gc(session: Session, dry_run: bool) -> int:
     return 1 if kept else 0
 
 
+def _agent(node: Facade) -> Check:
+    """Tell whether an agent has answered, or this command itself."""
+    from nativert.agent.client import Client
+
+    if isinstance(node, Client):
+        served = node.version()
+        detail = f"{served['nativert']}, process {served['pid']}; it has answered this"
+        return Check(name="agent", ok=True, detail=detail, needed=False)
+    return Check(
+        name="agent",
+        ok=False,
+        detail="none serves; each command does its work itself",
+        fix="start nativert agent for restart policies, health checks and the API",
+        needed=False,
+    )
+
+
 @context.command("doctor")
 @pass_session
 def doctor(session: Session) -> int:
@@ -35,7 +54,7 @@ def doctor(session: Session) -> int:
     this host has not, refused where a descriptor asks for it.
     """
     with session.node() as node:
-        checks = node.doctor()
+        checks = [*node.doctor(), _agent(node)]
     if session.json:
         output.document(checks)
     else:

@@ -10,6 +10,7 @@ import click
 from nativert import __version__
 from nativert.cli import context, output
 from nativert.cli.context import Session, pass_session
+from nativert.errors import NativertError
 
 
 @context.command("states")
@@ -65,13 +66,25 @@ def schema() -> None:
 @context.command("version")
 @pass_session
 def version(session: Session) -> None:
-    """Print the versions of nativert, Python and the kernel."""
-    versions = {
+    """Print the versions of nativert, Python and the kernel, and of the agent if one serves."""
+    versions: dict[str, str | None] = {
         "nativert": __version__,
         "python": platform.python_version(),
         "kernel": platform.release(),
+        "agent": _agent(session),
     }
     if session.json:
         output.document(versions)
     else:
-        output.line("\n".join(f"{name} {number}" for name, number in versions.items()))
+        output.line("\n".join(f"{name} {number or 'none'}" for name, number in versions.items()))
+
+
+def _agent(session: Session) -> str | None:
+    try:
+        client = session.agent()
+        if client is None:
+            return None
+        with client:
+            return str(client.version()["nativert"])
+    except (NativertError, OSError):
+        return None  # Not for this user, or just going.

@@ -71,13 +71,16 @@ def inspect(session: Session, instance: str) -> None:
 
 @context.command("stats")
 @context.optional_instances_argument
+@click.option("-f", "--follow", is_flag=True, help="Repeat every second.")
 @click.option("--watch", type=quantities.DURATION, help="Repeat after this time.")
 @pass_session
-def stats(session: Session, instances: Sequence[str], watch: float | None) -> None:
+def stats(session: Session, instances: Sequence[str], follow: bool, watch: float | None) -> None:
     """Print what instances use, from the kernel's counters.
 
-    Without INSTANCE: all that run. With -o json and --watch: one object per line.
+    Without INSTANCE: all that run. With -o json and -f or --watch: one object per line.
     """
+    if follow and watch is None:
+        watch = 1.0
     if watch is not None and watch <= 0:
         raise click.BadParameter("must be more than 0", param_hint="'--watch'")
     refs = list(instances) or None

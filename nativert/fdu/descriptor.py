@@ -20,6 +20,7 @@ from nativert.fdu.quantity import FieldError, show
 
 NATIVE_MARK: Final = "#nativert"
 MAX_INTERFACES: Final = 64
+MAX_DEPENDENCIES: Final = 64
 
 _FORMATS: Final = {
     "": None,
@@ -187,7 +188,6 @@ class Descriptor(Part, frozen=True):
         "storage": "there are no storage quotas",
         "io_ports": _HARDWARE,
         "connection_points": "interfaces are on the bridge of the node only",
-        "depends_on": "instances are started one by one",
         "geographical_requirements": "a node does not know where it is",
         "energy_requirements": "a node does not know its energy",
     }
@@ -209,7 +209,16 @@ class Descriptor(Part, frozen=True):
     migration_kind: Literal["COLD"] = "COLD"
     configuration: Configuration | None = None
     interfaces: Annotated[tuple[Interface, ...], Meta(max_length=MAX_INTERFACES)] = ()
+    depends_on: Annotated[tuple[Name, ...], Meta(max_length=MAX_DEPENDENCIES)] = ()
     native: Native = Native()
+
+    @property
+    def attended(self) -> bool:
+        """Whether somebody must be there while it runs, or before it starts."""
+        native = self.native
+        return (
+            native.restart.policy != "never" or native.health is not None or bool(self.depends_on)
+        )
 
     @property
     def fdu_uuid(self) -> str:
@@ -231,6 +240,11 @@ class Descriptor(Part, frozen=True):
             raise FieldError("command", "is required where there is no image")
         if self.native.rootfs == "image" and self.image is None:
             raise FieldError("native.rootfs", "cannot be image: the descriptor has no image")
+        for index, dependency in enumerate(self.depends_on):
+            syntax.check_name(dependency, f"depends_on[{index}]")
+            if dependency in (self.id, self.name):
+                raise FieldError(f"depends_on[{index}]", "cannot be the FDU itself")
+        syntax.check_distinct(list(self.depends_on), "depends_on")
         syntax.check_distinct([interface.name for interface in self.interfaces], "interfaces")
         macs = [interface.mac_address.lower() for interface in self.interfaces]
         syntax.check_distinct([mac or str(index) for index, mac in enumerate(macs)], "interfaces")

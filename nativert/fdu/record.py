@@ -164,6 +164,7 @@ def new_record(descriptor: Descriptor, instance_uuid: str, fdu_uuid: str) -> Rec
             "status": State.DEFINED.wire,
             "hypervisor": descriptor.hypervisor,
             "migration_kind": descriptor.migration_kind,
+            "depends_on": descriptor.depends_on,
             "interfaces": [
                 {**_without_blanks(interface), "vintf_name": interface["name"]}
                 for interface in wanted["interfaces"]

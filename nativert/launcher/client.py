@@ -54,6 +54,8 @@ class Channel:
         finally:
             os.close(fd)
         self._peer: Message | None = None
+        # Whether init will tell here of the end of the application that now runs.
+        self.follows = False
 
     def peer(self) -> Message:
         """Return the peer's hello; OSError EPROTO if it speaks another protocol."""
@@ -89,6 +91,8 @@ class Channel:
         message, fds = protocol.receive(self.sock)
         if "error" in message:
             raise ReportedError(message["error"])
+        if message.get("event") == "end":
+            self.follows = False
         return message, fds
 
     def quiet(self) -> bool:

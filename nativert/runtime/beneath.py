@@ -28,13 +28,21 @@ def find(directory: Path, path: str, *, links: bool) -> int:
     return _resolve(directory, path, rules)
 
 
+def find_in_root(root: Path, path: str) -> int:
+    """Return an O_PATH descriptor of *path*, its links resolved as if *root* were /.
+
+    The caller closes it. Raises OSError as openat2(2) does.
+    """
+    return _resolve(root, path, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
+
+
 def read_in_root(root: Path, path: str, *, limit: int = 1 << 20) -> bytes | None:
     """Return the first *limit* bytes of a regular file, its links resolved as if *root* were /.
 
     None if there is no such file.
     """
     try:
-        fd = _resolve(root, path, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
+        fd = find_in_root(root, path)
     except OSError:
         return None
     try:

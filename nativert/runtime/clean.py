@@ -22,7 +22,9 @@ def clean(context: Context, seen: Observed) -> Observed:
     try:
         failpoint("clean.intent")
         # Before the facts go: an instance without them that should have some has lost its init.
-        row = context.store.update(seen.row.uuid, desired=State.DEFINED.value)
+        row = context.store.update(
+            seen.row.uuid, desired=State.DEFINED.value, wanted=State.DEFINED.value, retry=None
+        )
     except BaseException:
         # Nothing has been released: it stays what it was.
         boot.write_facts(context.paths, seen.row.uuid, seen.facts)
@@ -36,7 +38,7 @@ def undefine(context: Context, seen: Observed) -> Observed:
     """Forget the instance with its data; the caller holds the lock and then removes it."""
     release.data(context, seen.row)
     failpoint("undefine.data")
-    context.store.delete(seen.row.uuid, event=("undefined", "{}"))
+    context.store.delete(seen.row.uuid, event=("undefined", '{"state":"UNDEFINED"}'))
     failpoint("undefine.stored")
     return Observed(seen.row, State.UNDEFINED, None, None)
 

@@ -28,7 +28,7 @@ from nativert.launcher.client import ReportedError
 from nativert.launcher.plan import Sandbox
 from nativert.runtime import admission, etc, execute, program, release, root, users
 from nativert.runtime import limits as limits_of
-from nativert.runtime.context import Context, descriptor_of
+from nativert.runtime.context import Context, cgroup_name, descriptor_of
 from nativert.runtime.failpoints import failpoint
 from nativert.runtime.observe import Observed
 from nativert.runtime.protocols import Attached, InterfaceRequest, PortRequest, Progress
@@ -83,7 +83,7 @@ def configure(context: Context, seen: Observed, *, progress: Progress | None = N
         state=State.DEFINED.value,
         intent="configure",
         run=row.run_count,
-        cgroup=release.cgroup_name(row.uuid),
+        cgroup=cgroup_name(row.uuid),
         details={"network": bool(row.interfaces)},
     )
     before = row

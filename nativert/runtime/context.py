@@ -15,7 +15,7 @@ from nativert.fdu import descriptor as descriptors
 from nativert.fdu.descriptor import Descriptor
 from nativert.isolation import cgroups
 from nativert.isolation.cgroups import scope
-from nativert.isolation.cgroups.driver import INIT, LAUNCHER, Driver
+from nativert.isolation.cgroups.driver import INIT, LAUNCHER, Cgroup, Driver
 from nativert.launcher.client import Channel, LauncherClient
 from nativert.launcher.protocol import INIT_SOCKET
 from nativert.runtime.protocols import NetworkManager, Os
@@ -35,10 +35,18 @@ def descriptor_of(text: str, name: str) -> Descriptor:
     return descriptors.decode(text.encode(), source=name)
 
 
+_KEPT_CGROUPS = 1024
+
+
+def cgroup_name(uuid: str) -> str:
+    """Return the name of an instance's cgroup below the node's."""
+    return f"i-{uuid}"
+
+
 # An operation waits for the one before it on the same instance: stop's grace, and a margin.
 _LOCK_TIMEOUT_S = 3700.0
 INIT_TIMEOUT_S = 40.0
-_KEPT_INITS = 64
+_KEPT_INITS = 256
 
 
 class Context:
@@ -65,6 +73,7 @@ class Context:
         self._mutex = threading.Lock()
         # An instance's own is used under its lock only.
         self._inits: dict[str, Channel] = {}
+        self._cgroups: dict[str, Cgroup] = {}
 
     @property
     def name(self) -> str:
@@ -80,6 +89,15 @@ class Context:
     def driver(self) -> Driver:
         """The cgroups of this node; UnenforceableError where none are mounted."""
         return cgroups.detect(self.place.parent)
+
+    def cgroup(self, uuid: str) -> Cgroup:
+        """Return the cgroup of an instance, whether or not it exists."""
+        found = self._cgroups.get(uuid)
+        if found is None:
+            if len(self._cgroups) >= _KEPT_CGROUPS:
+                self._cgroups.clear()
+            found = self._cgroups[uuid] = self.driver.open(cgroup_name(uuid))
+        return found
 
     @functools.cached_property
     def os(self) -> Os:
@@ -155,6 +173,10 @@ class Context:
             self._inits[uuid] = channel
         else:
             channel.close()
+
+    def kept_channel(self, uuid: str) -> Channel | None:
+        """Return the kept connection to the init of an instance, to look at it."""
+        return self._inits.get(uuid)
 
     @functools.cached_property
     def seccomp(self) -> Path:

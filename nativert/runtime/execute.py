@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nativert.errors import Code, NativertError, StepError
 from nativert.fdu.descriptor import Descriptor
@@ -13,30 +13,33 @@ from nativert.launcher.client import Channel, ReportedError
 from nativert.runtime import program
 from nativert.runtime.context import Context
 from nativert.runtime.users import User
+from nativert.store import boot
 from nativert.store.boot import Facts
 from nativert.store.durable import Row
 
+if TYPE_CHECKING:
+    from nativert.runtime.diagnosis import Finding
+
 _SCRIPT_OUTPUT_BYTES = 4096
-_NOT_FOUND = (errno.ENOENT, errno.ENOTDIR)
 
 
-def shell_code(error: ReportedError) -> Code:
-    """Return the code of a shell for a program that could not be executed."""
-    if error.step != "exec":
-        return Code.RUN
-    return Code.COMMAND_NOT_FOUND if error.errno in _NOT_FOUND else Code.NOT_EXECUTABLE
+def found(
+    context: Context, row: Row, facts: Facts | None, plan: Any, error: ReportedError
+) -> Finding:
+    """Return why *plan*, a `launcher.plan.Program`, was not executed."""
+    # Only a start that has failed pays for what looking into it needs.
+    from nativert.runtime.diagnosis import Failure, plain
+    from nativert.runtime.diagnosis_run import Inquiry
+
+    failure = Failure(error.step, error.errno or 0, error.filename, error.strerror or "")
+    if facts is None:
+        return plain(failure)
+    return Inquiry(context, row, facts).never(failure, plan)
 
 
-def exec_error(row: Row, error: ReportedError) -> NativertError:
-    """Return the refusal that a failed start becomes, with the hint that fits."""
-    hint = ""
-    if error.errno == errno.ENOEXEC:
-        hint = "not a program of this architecture, and no #! line"
-    elif error.errno == errno.ELIBACC:
-        hint = "bring in the interpreter or loader that it names, or link it statically"
-    elif error.step == "working directory":
-        hint = "native.workdir must exist inside and be enterable by the application"
-    return NativertError(f"{row.name}: {error}", code=shell_code(error), hint=hint)
+def refusal(row: Row, finding: Finding) -> NativertError:
+    """Return the error that a failed start becomes, with the code of a shell."""
+    return NativertError(f"{row.name}: {finding.message}", code=finding.code, hint=finding.hint)
 
 
 class ExecSession:
@@ -100,7 +103,8 @@ def start(
         channel.close()
         if master is not None:
             os.close(master)
-        raise exec_error(row, e) from e
+        facts = boot.read_facts(context.paths, row.uuid)
+        raise refusal(row, found(context, row, facts, plan, e)) from e
     except BaseException as e:
         channel.close()
         if isinstance(e, (OSError, EOFError)):

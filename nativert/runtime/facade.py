@@ -12,7 +12,7 @@ from typing import Protocol, Self
 
 from nativert.fdu.descriptor import Descriptor
 from nativert.runtime.protocols import Progress
-from nativert.runtime.views import Check, Figures, Instance, Leftover, LogLine
+from nativert.runtime.views import Check, Event, Figures, Instance, Leftover, LogLine
 
 
 class Session(Protocol):
@@ -127,6 +127,14 @@ class Facade(Protocol):
 
     def inspect(self, ref: str) -> dict[str, object]:
         """Return the fog05 record with the true status, and a ``native`` object beside it."""
+        ...
+
+    def events(self, after: int = 0, *, limit: int = 1000) -> Sequence[Event]:
+        """Return at most *limit* events with numbers above *after*, oldest first."""
+        ...
+
+    def wait_events(self, after: int, timeout_s: float, *, limit: int = 1000) -> Sequence[Event]:
+        """Return events above *after*, as soon as there are some; none after *timeout_s*."""
         ...
 
     def gc(self, *, dry_run: bool = False) -> list[Leftover]:

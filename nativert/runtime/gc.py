@@ -18,13 +18,13 @@ from nativert.isolation import process
 from nativert.isolation.cgroups.driver import LAUNCHER
 from nativert.runtime import observe as observing
 from nativert.runtime import release
-from nativert.runtime.context import Context
+from nativert.runtime.context import Context, cgroup_name
 from nativert.runtime.protocols import Attached
 from nativert.runtime.views import Leftover
 from nativert.store import boot
 from nativert.store.durable import Row
 
-_CGROUP = release.cgroup_name("")
+_CGROUP = cgroup_name("")
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,9 +9,8 @@ import msgspec
 from nativert.fdu import descriptor as descriptors
 from nativert.fdu import record as records
 from nativert.runtime import limits as limits_of
-from nativert.runtime.context import Context, descriptor_of
+from nativert.runtime.context import Context, cgroup_name, descriptor_of
 from nativert.runtime.observe import Observed
-from nativert.runtime.release import cgroup_name
 from nativert.runtime.users import ID_COUNT
 from nativert.runtime.views import Figures, Instance
 

@@ -71,25 +71,24 @@ def changed(limits: Limits, change: Mapping[str, object]) -> Limits:
     values: dict[str, Any] = dict(change)
     if values.get("io") is not None:
         try:
-            values["io"] = _changed_io(limits.io, values["io"])
+            io = _changed_io(limits.io, values["io"])
+            values["io"] = [dataclasses.asdict(limit) for limit in io]
         except (KeyError, TypeError, AttributeError) as e:
             raise NativertError(f"bad limit: io: {e}", code=Code.USAGE) from e
     elif "io" in values:
         values["io"] = ()
     try:
-        result = msgspec.convert(
-            dataclasses.asdict(dataclasses.replace(limits, **values)), Limits, strict=True
-        )
+        asked = msgspec.convert(values, Limits, strict=True)
     except msgspec.ValidationError as e:
         raise NativertError(f"bad limit: {e}", code=Code.USAGE) from e
-    for name, value in _numbers(result):
+    for name, value in _numbers(asked):
         # v1 takes -1 for "no limit", and JSON has no infinity to store.
         lowest = 0 if name == "memory_swap" else 1
         if not math.isfinite(value) or not (lowest <= value <= _LARGEST or name == "cpu_max"):
             raise NativertError(
                 f"bad limit: {name}: {value} is not from {lowest} to {_LARGEST}", code=Code.USAGE
             )
-    return result
+    return dataclasses.replace(limits, **{name: getattr(asked, name) for name in values})
 
 
 def _changed_io(before: Iterable[IoLimit], change: Iterable[Any]) -> tuple[IoLimit, ...]:
@@ -106,7 +105,8 @@ def _changed_io(before: Iterable[IoLimit], change: Iterable[Any]) -> tuple[IoLim
 def _numbers(limits: Limits) -> Iterator[tuple[str, float]]:
     parts: tuple[Limits | IoLimit, ...] = (limits, *limits.io)
     for part in parts:
-        for name, value in dataclasses.asdict(part).items():
+        for name in part.__slots__:
+            value = getattr(part, name)
             if isinstance(value, int | float):
                 yield name, value
 

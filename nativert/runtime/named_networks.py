@@ -1,7 +1,8 @@
 """Named network namespaces and single links of one node: what a network plugin is asked for.
 
-Everything that it makes carries the node's tag, and it removes nothing that does not. The name
-"1" is the host's own namespace.
+Everything that it makes carries the node's tag, and it removes nothing that does not. Who asked
+for it has it removed: the runtime takes for its own what is called nv<tag>, and nothing of this is.
+The name "1" is the host's own namespace.
 """
 
 from __future__ import annotations
@@ -78,14 +79,14 @@ class NamedNetworks:
             external = (
                 namespace
                 if own
-                else _first_free(f"nv{self.tag}e", lambda e: single.add_veth(e, netns, name))
+                else _first_free(f"fv{self.tag}e", lambda e: single.add_veth(e, netns, name))
             )
             single.set_up(netns, name)
             return Pair(single.face(netns, name), single.face(None, external))
 
     def create_macvlan(self, master: str) -> str:
         """Make a macvlan over a link of the host; return its name."""
-        return _first_free(f"nv{self.tag}m", lambda name: single.add_macvlan(name, master))
+        return _first_free(f"fv{self.tag}m", lambda name: single.add_macvlan(name, master))
 
     def delete_link(self, name: str, namespace: str) -> None:
         """Delete a link: of the host only what carries the tag."""

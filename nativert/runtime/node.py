@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 import uuid as uuids
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -20,28 +19,29 @@ from nativert.errors import (
     NativertError,
     StepError,
     TransitionError,
-    UnknownInstanceError,
 )
 from nativert.fdu import descriptor as descriptors
 from nativert.fdu import record as records
 from nativert.fdu.descriptor import Descriptor
 from nativert.fdu.states import Event, Operation, State, allowed, next_state
 from nativert.runtime import clean as cleaning
-from nativert.runtime import data, execute, logs
+from nativert.runtime import data, edges, execute, logs
 from nativert.runtime import pause as pauses
 from nativert.runtime import run as runs
 from nativert.runtime import scale as scales
 from nativert.runtime.context import Context, descriptor_of
 from nativert.runtime.execute import ExecSession
 from nativert.runtime.failpoints import failpoint
+from nativert.runtime.hold import Holds
 from nativert.runtime.observe import Observed, observe, settle
 from nativert.runtime.protocols import NetworkManager, Os, Progress, Reporter
 from nativert.runtime.sight import Sight
 from nativert.runtime.stats import Monitor
 from nativert.runtime.views import Check, Figures, Instance, Leftover, LogLine
+from nativert.runtime.views import Event as EventView
 from nativert.store.durable import Row
 from nativert.store.identity import Identity
-from nativert.store.locks import InstanceLock
+from nativert.store.paths import Paths
 
 # Of what the kernel refuses outside of the steps that name it.
 _CODES: Final = {
@@ -72,11 +72,13 @@ class Node:
         self._context = context or Context(root, here=here, os=os, network=network)
         self._monitor = Monitor(self._context)
         self._sight = Sight(self._context)
+        self._holds = Holds(self._context)
         self._reporter = reporter
 
     def close(self) -> None:
         """Finish what goes on in the background; instances go on."""
         self._monitor.close()
+        self._holds.close()
         self._context.close()
 
     def __enter__(self) -> Self:
@@ -86,6 +88,16 @@ class Node:
         self, kind: type[BaseException] | None, e: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    @property
+    def identity(self) -> Identity:
+        """Who this node is on its host."""
+        return self._context.identity
+
+    @property
+    def paths(self) -> Paths:
+        """Where this node keeps its things."""
+        return self._context.paths
 
     # -- operations --------------------------------------------------------------------
 
@@ -114,7 +126,7 @@ class Node:
             blocks=context.identity.blocks,
             interfaces=[interface.name for interface in descriptor.interfaces],
             more_blocks=context.more_blocks,
-            event=("defined", "{}"),
+            event=("defined", edges.encode({"state": State.DEFINED.value})),
         )
         failpoint("define.stored")
         self._report(row, State.DEFINED)
@@ -226,8 +238,8 @@ class Node:
                 raise NativertError(
                     f"{row.name}: still runs after {timeout_s:g} s", code=Code.TIMEOUT
                 )
-            with self._locked(row) as (_, row):
-                seen = settle(self._context, row)
+            with self._holds.take(row.uuid) as hold:
+                seen = hold.seen = hold.seen or settle(self._context, hold.row)
         return self._monitor.row(seen)
 
     def exec(
@@ -306,6 +318,23 @@ class Node:
             self._context, seen, self._monitor.row(seen), self._monitor.figures(seen)
         )
 
+    def events(self, after: int = 0, *, limit: int = 1000) -> Sequence[EventView]:
+        """Return at most *limit* events with numbers above *after*, oldest first."""
+        self._context.store.flush()
+        return [edges.view(event) for event in self._context.store.events(after, limit=limit)]
+
+    def wait_events(
+        self, after: int, timeout_s: float, *, limit: int = 1000
+    ) -> Sequence[EventView]:
+        """Return events above *after*, as soon as there are some; none after *timeout_s*."""
+        found = self._context.store.wait_events(after, timeout_s, limit=limit)
+        return [edges.view(event) for event in found]
+
+    def latest_event(self) -> int:
+        """Return the number of the newest event: from here on, only new ones come."""
+        self._context.store.flush()
+        return self._context.store.latest_event()
+
     def gc(self, *, dry_run: bool = False) -> list[Leftover]:
         """Remove what carries this node's tag and belongs to no instance."""
         from nativert.runtime import gc
@@ -326,40 +355,34 @@ class Node:
         operation: Operation | None,
         act: Callable[[Observed], Observed],
     ) -> Instance:
-        context = self._context
-        with self._locked(context.store.find(ref)) as (lock, row):
+        with self._holds.take(ref) as hold:
+            row, seen = hold.row, hold.seen
+            hold.seen = None
             try:
-                seen = settle(context, row)
+                if seen is None:
+                    seen = settle(self._context, row)
                 if operation is not None:
                     next_state(seen.state, operation)
                 after = act(seen)
             except NativertError as e:
-                self._failed(row, e)
+                self._failed(row, operation, e)
                 raise
             except OSError as e:
                 word = "remove" if operation is None else operation.value
                 code = Code.FAILED if operation is None else _CODES[operation]
                 error = StepError(row.name, word, e, code=code)
-                self._failed(row, error)
+                self._failed(row, operation, error)
                 raise error from e
             if after.state is State.UNDEFINED:
-                lock.forget()
+                hold.lock.forget()
+            hold.seen = after
+            edges.tell(self._context, operation, after)
         self._report(row, after.state)
         # Not measured: ten more files to read than some operations take themselves.
         return self._monitor.row(after, measured=False)
 
-    @contextmanager
-    def _locked(self, row: Row) -> Iterator[tuple[InstanceLock, Row]]:
-        with self._context.lock(row.uuid) as lock:
-            try:
-                # Found again: it may have been undefined while we waited.
-                row = self._context.store.get(row.uuid)
-            except UnknownInstanceError:
-                lock.forget()
-                raise
-            yield lock, row
-
-    def _failed(self, row: Row, error: NativertError) -> None:
+    def _failed(self, row: Row, operation: Operation | None, error: NativertError) -> None:
+        edges.refuse(self._context, row, operation, error)
         if self._reporter is not None:
             self._reporter.write_fdu_error(row.fdu, row.uuid, error.code.fog05, error.message)
             self._report(row, observe(self._context, self._context.store.get(row.uuid)).state)

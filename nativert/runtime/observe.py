@@ -25,7 +25,7 @@ from nativert.runtime.failpoints import failpoint
 from nativert.runtime.views import End
 from nativert.store import boot
 from nativert.store.boot import ExitFacts, Facts
-from nativert.store.durable import Row
+from nativert.store.durable import Changes, Row
 
 _WITH_APPLICATION = (State.RUNNING, State.PAUSED, State.SCALING)
 _STATUS_TIMEOUT_S = 10.0
@@ -66,7 +66,22 @@ def observe(context: Context, row: Row) -> Observed:
     if facts.intent == "clean":
         # Its end was asked for, and is not what the instance is to be remembered by.
         return Observed(row, State.DEFINED, facts, end)
-    return _lost(row, facts, state)
+    return _lost(context, row, facts, state)
+
+
+def unchanged(context: Context, row: Row, seen: Observed) -> Observed | None:
+    """Return *seen* if nothing has happened to the instance since, by the word of its init.
+
+    For who held its lock last; a new *row* takes the place of the old one. Init tells of the
+    application's end on the kept connection, and with init the connection ends.
+    """
+    if seen.state is not State.DEFINED:
+        channel = context.kept_channel(row.uuid)
+        if channel is None or not channel.quiet():
+            return None
+        if seen.state is not State.CONFIGURED and not channel.follows:
+            return None
+    return seen if row is seen.row else dataclasses.replace(seen, row=row)
 
 
 def look_beside(context: Context, uuid: str) -> Observed:
@@ -93,24 +108,45 @@ def _with_application(context: Context, row: Row, facts: Facts, state: State) ->
         pid, start = facts.details.get("pid"), facts.details.get("start")
         if not (isinstance(pid, int) and isinstance(start, int) and process.alive(pid, start)):
             if not process.alive(facts.init_pid, facts.init_start):
-                return _lost(row, facts, state)
+                return _lost(context, row, facts, state)
             if state in _WITH_APPLICATION:
                 try:
                     ended = _end_told_by_init(context, row, facts)
                 except FileNotFoundError:
-                    return _lost(row, facts, state)
+                    return _lost(context, row, facts, state)
     if ended is not None:
-        stopping, limits = facts.intent == "stop", limits_of.decode(row.limits)
-        memory_max = None if limits is None else limits.memory_max
-        told = verdict.of_exit(ended, stopping=stopping, memory_max=memory_max)
-        return Observed(row, State.CONFIGURED, facts, told, Event.APPLICATION_ENDED)
+        return _ended(context, row, facts, ended)
     if state is State.SCALING:
         return Observed(row, state, facts, None, Event.SCALE_INTERRUPTED)
-    return Observed(row, state, facts, None)
+    return Observed(row, State.PAUSED if _frozen(context, row) else state, facts, None)
 
 
-def _lost(row: Row, facts: Facts, state: State) -> Observed:
-    lost = verdict.init_lost(facts.started_at)
+def _frozen(context: Context, row: Row) -> bool:
+    try:
+        return context.cgroup(row.uuid).frozen()
+    except FileNotFoundError:
+        return False  # Removed from outside: nothing in it is frozen.
+
+
+def _ended(context: Context, row: Row, facts: Facts, ended: ExitFacts) -> Observed:
+    told = verdict.of_exit(
+        ended,
+        stop=facts.stop if facts.intent == "stop" else None,
+        limits=limits_of.decode(row.limits),
+        inquire=lambda: _inquiry(context, row, facts),
+    )
+    return Observed(row, State.CONFIGURED, facts, told, Event.APPLICATION_ENDED)
+
+
+def _inquiry(context: Context, row: Row, facts: Facts) -> verdict.Inquiry:
+    # Few ends need it, and no command's start is to pay for it.
+    from nativert.runtime.diagnosis_run import Inquiry
+
+    return Inquiry(context, row, facts)
+
+
+def _lost(context: Context, row: Row, facts: Facts, state: State) -> Observed:
+    lost = verdict.init_lost(facts.started_at, _inquiry(context, row, facts).init_fate())
     return Observed(row, next_state(state, Event.INIT_LOST), facts, lost, Event.INIT_LOST)
 
 
@@ -123,13 +159,17 @@ def _end_told_by_init(context: Context, row: Row, facts: Facts) -> ExitFacts | N
     status = _status(context, row)
     if status is None or (status["state"] != "idle" and status.get("run") == facts.run):
         return None
+    unknown = ExitFacts(run=facts.run, boot_id=facts.boot_id, pid=0, cause="unknown")
+    return _told(status, facts) or unknown
+
+
+def _told(status: Message, facts: Facts) -> ExitFacts | None:
+    """Return the end of the present run that init has in its status."""
     try:
         told = msgspec.convert(status.get("end"), ExitFacts)
     except msgspec.ValidationError:
-        told = None
-    if told is not None and told.run == facts.run:
-        return told
-    return ExitFacts(run=facts.run, boot_id=facts.boot_id, pid=0, cause="unknown")
+        return None
+    return told if told.run == facts.run else None
 
 
 def _status(context: Context, row: Row) -> Message | None:
@@ -172,39 +212,60 @@ def settle(context: Context, row: Row) -> Observed:
         return _after_run(context, seen)
     if seen.state is State.SCALING:
         return _after_scale(context, seen)
-    if facts.intent in ("pause", "resume"):
-        return _with_state(context, seen, _after_switch(context, facts))
     if facts.intent is not None:
-        return _with_state(context, seen, seen.state)
+        return _with_state(context, seen, State(facts.state))
     return seen
 
 
-def application_ended(context: Context, seen: Observed) -> Observed:
-    """Note the end of the application: the instance is CONFIGURED, with the reason kept."""
+def application_ended(context: Context, seen: Observed, *, frozen: bool = True) -> Observed:
+    """Note the end of the application: the instance is CONFIGURED, with the reason kept.
+
+    *frozen* unless it is known that its cgroup is not: the next run starts in a thawed one.
+    """
     facts = seen.facts
     if facts is None or seen.end is None:
         raise AssertionError("an end has facts and a verdict")
-    if facts.state == State.PAUSED.value or facts.intent in ("pause", "resume"):
-        # Killed while frozen: the next run starts in a cgroup that is thawed.
-        _thaw(context, facts)
+    if frozen:
+        _thaw(context, seen.row)
+    end = verdict.encode(seen.end)
+    changes: Changes = {
+        "desired": State.CONFIGURED.value,
+        "run_count": facts.run,
+        "end": end,
+        **_withdrawn(facts),
+    }
     row = context.store.update(
         seen.row.uuid,
-        desired=State.CONFIGURED.value,
-        run_count=facts.run,
-        end=verdict.encode(seen.end),
-        event=("ended", verdict.encode(seen.end)),
+        event=("ended", f'{{"state":"CONFIGURED","end":{end}}}'),
+        told=State.CONFIGURED.value,
+        **changes,
     )
     failpoint("end.stored")
     noted = msgspec.structs.replace(
-        facts, state=State.CONFIGURED.value, intent=None, started_at=None
+        facts, state=State.CONFIGURED.value, intent=None, started_at=None, stop=None
     )
     boot.write_facts(context.paths, row.uuid, noted)
     return Observed(row, State.CONFIGURED, noted, seen.end)
 
 
+def _withdrawn(facts: Facts) -> Changes:
+    # A stop that an operator asked for ends the wish that it run; any other end does not.
+    asked = facts.stop is None or facts.stop.why in ("stop", "force")
+    if facts.intent == "stop" and asked:
+        return {"wanted": State.CONFIGURED.value, "retry": None}
+    return {}
+
+
 def _noted(context: Context, seen: Observed, state: State) -> Observed:
     end = None if seen.end is None else verdict.encode(seen.end)
-    row = context.store.update(seen.row.uuid, desired=state.value, end=end)
+    kind = "lost" if seen.event is Event.INIT_LOST else "cleaned"
+    row = context.store.update(
+        seen.row.uuid,
+        desired=state.value,
+        end=end,
+        event=(kind, f'{{"state":"{state.value}","end":{end or "null"}}}'),
+        told=state.value,
+    )
     return Observed(row, state, None, seen.end)
 
 
@@ -213,26 +274,17 @@ def _with_state(context: Context, seen: Observed, state: State) -> Observed:
         raise AssertionError("only a configured instance has a state to correct")
     facts = msgspec.structs.replace(seen.facts, state=state.value, intent=None)
     boot.write_facts(context.paths, seen.row.uuid, facts)
+    # Whoever began it did not live to tell.
+    data = f'{{"state":"{state.value}"}}'
+    context.store.note(seen.row.uuid, "settled", data, told=state.value)
     return Observed(seen.row, state, facts, seen.end)
 
 
-def _thaw(context: Context, facts: Facts) -> None:
+def _thaw(context: Context, row: Row) -> None:
     try:
-        context.driver.open(facts.cgroup).thaw()
+        context.cgroup(row.uuid).thaw()
     except FileNotFoundError:
         pass  # Removed from outside: nothing in it is frozen.
-
-
-def _after_switch(context: Context, facts: Facts) -> State:
-    try:
-        frozen = context.driver.open(facts.cgroup).frozen()
-    except FileNotFoundError:
-        return State.RUNNING
-    if frozen:
-        return State.PAUSED
-    # A freeze that was under way must not take hold later.
-    _thaw(context, facts)
-    return State.RUNNING
 
 
 def _after_run(context: Context, seen: Observed) -> Observed:
@@ -249,6 +301,9 @@ def _after_run(context: Context, seen: Observed) -> Observed:
     if status is None:
         late = TimeoutError(110, "its init does not answer")
         raise StepError(seen.row.name, "run", late, code=Code.RUN)
+    if status["state"] == "idle" and (ended := _told(status, facts)) is not None:
+        # Nobody noted that it was not executed, or how soon it ended.
+        return application_ended(context, _ended(context, seen.row, facts, ended))
     if status["state"] == "idle" or status.get("run") != facts.run:
         if seen.row.desired != State.CONFIGURED.value:
             row = context.store.update(seen.row.uuid, desired=State.CONFIGURED.value)
@@ -265,7 +320,7 @@ def _after_scale(context: Context, seen: Observed) -> Observed:
     before = limits_of.decode(seen.row.limits)
     if before is not None:
         try:
-            context.driver.open(seen.facts.cgroup).apply(before)
+            context.cgroup(seen.row.uuid).apply(before)
         except FileNotFoundError:
             pass  # Removed from outside: there is nothing to limit.
     return _with_state(context, seen, State.RUNNING)

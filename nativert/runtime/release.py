@@ -27,11 +27,6 @@ _INIT_TIMEOUT_S = 10.0
 _SERVED = re.compile(r"/i/([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})(?: \(deleted\))?\Z")
 
 
-def cgroup_name(uuid: str) -> str:
-    """Return the name of an instance's cgroup below the node's."""
-    return f"i-{uuid}"
-
-
 def attached(facts: Facts) -> tuple[Attached, ...]:
     """Return the interfaces that facts name."""
     return tuple(
@@ -58,7 +53,7 @@ def everything(context: Context, row: Row, facts: Facts | None) -> None:
     attempt(lambda: failpoint("release.network"))
     attempt(lambda: _init(context, row, facts))
     attempt(lambda: failpoint("release.init"))
-    attempt(lambda: context.driver.open(cgroup_name(row.uuid)).remove())
+    attempt(lambda: context.cgroup(row.uuid).remove())
     attempt(lambda: failpoint("release.cgroup"))
     # What configure unpacked; the next one asks again what the image is.
     image = context.paths.instance_lib(row.uuid) / "image"
@@ -88,7 +83,7 @@ def _network(context: Context, row: Row, facts: Facts | None) -> None:
 
 
 def _init(context: Context, row: Row, facts: Facts | None) -> None:
-    cgroup = context.driver.open(cgroup_name(row.uuid))
+    cgroup = context.cgroup(row.uuid)
     pidfd, leaves = None, False
     if facts is not None and facts.init_pid is not None and facts.init_start is not None:
         pidfd = process.open_pidfd(facts.init_pid, facts.init_start)

@@ -6,7 +6,7 @@ import errno
 import os
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -14,6 +14,7 @@ import msgspec
 from nativert.errors import Code, NativertError, StepError
 from nativert.fdu.states import Event, State
 from nativert.isolation import process
+from nativert.isolation.cgroups.driver import Cgroup
 from nativert.launcher.client import Channel, ReportedError
 from nativert.runtime import execute, program, verdict
 from nativert.runtime.context import Context, descriptor_of
@@ -21,15 +22,25 @@ from nativert.runtime.failpoints import failpoint
 from nativert.runtime.observe import Observed, application_ended, observe, settle
 from nativert.runtime.users import User
 from nativert.store import boot
-from nativert.store.boot import Facts
+from nativert.store.boot import Facts, StopFacts
+from nativert.store.durable import Changes
 
 # After SIGKILL a process ends as soon as it leaves the kernel; more than this is a stuck one.
 _KILL_TIMEOUT_S = 10.0
 _KILL_ALL: Final[dict[str, object]] = {"signal": int(signal.SIGKILL), "all": True}
 
 
-def run(context: Context, seen: Observed, *, env: Mapping[str, str] | None = None) -> Observed:
-    """Start the application; the caller holds the lock and has checked the edge."""
+def run(
+    context: Context,
+    seen: Observed,
+    *,
+    env: Mapping[str, str] | None = None,
+    again: Changes | None = None,
+) -> Observed:
+    """Start the application; the caller holds the lock and has checked the edge.
+
+    *again* is what is noted where it is not an operator who starts it.
+    """
     row, facts = seen.row, _facts(seen)
     descriptor = descriptor_of(row.descriptor, row.name)
     user = User(*facts.details["user"])  # type: ignore[misc]
@@ -37,29 +48,36 @@ def run(context: Context, seen: Observed, *, env: Mapping[str, str] | None = Non
     limits: Any = facts.details["rlimits"]
     plan = program.build(descriptor, arguments, user, limits, env)
     number = facts.run + 1
-    intended = msgspec.structs.replace(facts, run=number, intent="run")
+    intended = msgspec.structs.replace(facts, run=number, intent="run", stop=None)
     boot.write_facts(context.paths, row.uuid, intended)
     failpoint("run.intent")
-    message = {"verb": "run", "run": number, "program": plan._asdict()}
+    message = {"verb": "run", "run": number, "program": plan._asdict(), "follow": True}
+
+    changes: Changes = {
+        "desired": State.RUNNING.value,
+        "run_count": number,
+        "end": None,
+        **(_asked(env) if again is None else again),
+    }
 
     def store() -> None:
         nonlocal row
-        row = context.store.update(
-            row.uuid, desired=State.RUNNING.value, run_count=number, end=None
-        )
+        row = context.store.update(row.uuid, **changes)
 
     try:
         with context.kept_init(row.uuid) as channel:
             # The commit waits for the disk while init works.
             answer, fds = channel.call(message, meanwhile=store)
+            channel.follows = True
     except NativertError:
         # What cannot be noted must not run: nobody would know of it after a reboot.
         _take_back(context, row.uuid, facts, number)
         raise
     except ReportedError as e:
         _withdraw(context, row.uuid, facts, number)
-        error = execute.exec_error(row, e)
-        end = verdict.encode(verdict.exec_failed(error.message))
+        found = execute.found(context, row, facts, plan, e)
+        error = execute.refusal(row, found)
+        end = verdict.encode(verdict.exec_failed(found))
         context.store.update(
             row.uuid, desired=State.CONFIGURED.value, end=end, event=("exec-failed", end)
         )
@@ -83,6 +101,15 @@ def run(context: Context, seen: Observed, *, env: Mapping[str, str] | None = Non
         _take_back(context, row.uuid, facts, number)
         raise
     return Observed(row, State.RUNNING, running, None)
+
+
+def _asked(env: Mapping[str, str] | None) -> Changes:
+    return {
+        "wanted": State.RUNNING.value,
+        "env": msgspec.json.encode(env).decode() if env else None,
+        "restarts": 0,
+        "retry": None,
+    }
 
 
 def _take_back(context: Context, uuid: str, facts: Facts, number: int) -> None:
@@ -115,17 +142,24 @@ def _withdraw(context: Context, uuid: str, facts: Facts, number: int) -> None:
     boot.write_facts(context.paths, uuid, msgspec.structs.replace(facts, run=number, intent=None))
 
 
-def stop(context: Context, seen: Observed) -> Observed:
-    """Signal, grace, kill of everything; the caller holds the lock."""
-    descriptor = descriptor_of(seen.row.descriptor, seen.row.name)
-    number, grace_s = descriptor.native.stop.signal_number, descriptor.native.stop.grace_s
-    return _end(context, seen, number, grace_s)
+def stop(
+    context: Context, seen: Observed, *, why: boot.StopReason = "stop", note: str = ""
+) -> Observed:
+    """Signal, grace, kill of everything; the caller holds the lock.
+
+    *why* and *note* (which check, which dependency) are told in the verdict.
+    """
+    asked = descriptor_of(seen.row.descriptor, seen.row.name).native.stop
+    stop = StopFacts(
+        why=why, signal=asked.signal_number, at=time.time(), grace_s=asked.grace_s, note=note
+    )
+    return _end(context, seen, stop)
 
 
 def force(context: Context, seen: Observed) -> Observed:
     """Kill everything at once, a frozen application too: kill first, then thaw."""
     try:
-        return _end(context, seen, signal.SIGKILL, 0.0)
+        return _end(context, seen, StopFacts(why="force", signal=signal.SIGKILL, at=time.time()))
     except StepError:
         # With its init gone it has ended too; what is left of it goes here.
         after = settle(context, context.store.get(seen.row.uuid))
@@ -134,17 +168,26 @@ def force(context: Context, seen: Observed) -> Observed:
         return after
 
 
-def _end(context: Context, seen: Observed, number: int, grace_s: float) -> Observed:
+def _end(context: Context, seen: Observed, stop: StopFacts) -> Observed:
     row, facts = seen.row, _facts(seen)
-    stopping = msgspec.structs.replace(facts, intent="stop")
+    stopping = msgspec.structs.replace(facts, intent="stop", stop=stop)
     boot.write_facts(context.paths, row.uuid, stopping)
     failpoint("stop.intent")
-    frozen = seen.state is State.PAUSED
+
+    def late() -> None:
+        killed = msgspec.structs.replace(stop, killed_at=time.time())
+        try:
+            boot.write_facts(
+                context.paths, row.uuid, msgspec.structs.replace(stopping, stop=killed)
+            )
+        except OSError:
+            pass  # Without room for it the verdict says less; it ends all the same.
+
     try:
         with context.kept_init(row.uuid) as channel:
             status, _ = channel.call({"verb": "status", "follow": True})
             if status["state"] != "idle":
-                _signal_and_wait(context, channel, facts, number, grace_s, frozen=frozen)
+                _signal_and_wait(context.cgroup(row.uuid), channel, stop, late)
     except (EOFError, ConnectionError, FileNotFoundError):
         pass  # Init is gone: what observe finds below.
     except (OSError, ReportedError) as e:
@@ -152,7 +195,7 @@ def _end(context: Context, seen: Observed, number: int, grace_s: float) -> Obser
     failpoint("stop.ended")
     after = observe(context, row)
     if after.event is Event.APPLICATION_ENDED:
-        return application_ended(context, after)
+        return application_ended(context, after, frozen=seen.state is State.PAUSED)
     if after.event is Event.INIT_LOST:
         raise StepError(row.name, "stop", OSError(errno.ESRCH, "its init is gone"), code=Code.STOP)
     raise StepError(
@@ -165,24 +208,24 @@ def _end(context: Context, seen: Observed, number: int, grace_s: float) -> Obser
 
 
 def _signal_and_wait(
-    context: Context, channel: Channel, facts: Facts, number: int, grace_s: float, *, frozen: bool
+    cgroup: Cgroup, channel: Channel, stop: StopFacts, late: Callable[[], None]
 ) -> None:
-    deadline = time.monotonic() + grace_s
-    if number != signal.SIGKILL:
+    deadline = time.monotonic() + stop.grace_s
+    if stop.signal != signal.SIGKILL:
         try:
-            if _signal(channel, {"signal": number}):
+            if _signal(channel, {"signal": stop.signal}):
                 return
         except ReportedError as e:
             if e.errno != errno.ESRCH:
                 raise
         if _ended(channel, deadline - time.monotonic()):
             return
+        late()
     channel.sock.settimeout(_KILL_TIMEOUT_S)
     if _signal(channel, _KILL_ALL):
         return
-    if frozen:
-        # v1: the signal takes effect at the thaw; v2: it has already.
-        context.driver.open(facts.cgroup).thaw()
+    # v1: where it is frozen the signal takes effect at the thaw; v2: it has already.
+    cgroup.thaw()
     if not _ended(channel, _KILL_TIMEOUT_S):
         channel.close()  # Its end, which comes some day, must not meet a later call.
 
@@ -211,7 +254,7 @@ def send_signal(context: Context, seen: Observed, number: int) -> None:
     except (OSError, EOFError) as e:
         raise StepError(seen.row.name, "kill", e, code=Code.STOP) from e
     if seen.state is State.PAUSED and number == signal.SIGKILL:
-        context.driver.open(_facts(seen).cgroup).thaw()
+        context.cgroup(seen.row.uuid).thaw()
 
 
 def follow(context: Context, seen: Observed, timeout_s: float | None) -> bool:

@@ -38,7 +38,7 @@ def scale(
     before = limits_of.decode(row.limits) or Limits()
     wanted = limits_of.changed(before, change)
     context.driver.check(wanted)
-    cgroup = context.driver.open(facts.cgroup)
+    cgroup = context.cgroup(row.uuid)
     shrinks = wanted.memory_max is not None and wanted.memory_max != before.memory_max
     if shrinks and not force:
         _refuse_under_working_set(row.name, cgroup, wanted.memory_max or 0)
@@ -49,7 +49,7 @@ def scale(
         failpoint("scale.intent")
         if shrinks and force:
             _reclaim(context, cgroup, before, wanted)
-        cgroup.apply(wanted)
+        wanted = cgroup.apply(wanted, since=before)
         failpoint("scale.applied")
         row = context.store.update(row.uuid, limits=limits_of.encode(wanted))
         failpoint("scale.stored")
@@ -75,7 +75,7 @@ def _scale_back(context: Context, row: Row, cgroup: Cgroup, before: Limits, fact
 
 
 def _refuse_under_working_set(name: str, cgroup: Cgroup, memory_max: int) -> None:
-    used = cgroup.usage().working_set_bytes
+    used = cgroup.working_set_bytes()
     if used > memory_max:
         raise NativertError(
             f"{name}: cannot scale memory to {memory_max / _MIB:.1f} MiB:"

@@ -36,7 +36,7 @@ class Monitor:
         sampler = self._samplers.get(seen.row.uuid)
         try:
             if sampler is None:
-                sampler = self._context.driver.open(seen.facts.cgroup).sampler()
+                sampler = self._context.cgroup(seen.row.uuid).sampler()
                 self._samplers[seen.row.uuid] = sampler
             return sampler.sample()
         except OSError:
@@ -116,7 +116,7 @@ class Monitor:
             except OSError:
                 pass  # A link taken from outside has no figures.
         try:
-            pressure = self._context.driver.open(seen.facts.cgroup).pressure()
+            pressure = self._context.cgroup(seen.row.uuid).pressure()
         except OSError:
             pressure = Pressure()  # Removed from outside since the counters were read.
         return msgspec.structs.replace(

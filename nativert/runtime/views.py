@@ -6,20 +6,46 @@ The field names are the keys of `-o json`. They stay; new ones may come.
 from __future__ import annotations
 
 import signal
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
+
+Reason = Literal[
+    "exited",
+    "signal",
+    "oom",
+    "seccomp",
+    "stopped",
+    "stop-timeout",
+    "unhealthy",
+    "dependency",
+    "exec-failed",
+    "init-lost",
+    "node-shutdown",
+    "node-rebooted",
+]
+Fault = Literal[
+    "not-found",
+    "not-executable",
+    "wrong-architecture",
+    "missing-interpreter",
+    "missing-library",
+    "damaged",
+    "busy",
+    "pids-limit",
+    "other",
+]
+Sender = Literal["kill", "stop", "force", "health", "dependency", "shutdown"]
 
 
 class End(msgspec.Struct, frozen=True, kw_only=True):
     """How the application ended, as init or the kernel saw it; times in seconds since the epoch.
 
     `signal` is spelled as in signal(7), or SIG<number> where a real-time signal has no name.
+    What is not known is None: no claim. docs/verdicts.md has a line for each word and key.
     """
 
-    reason: Literal[
-        "exited", "signal", "oom", "stopped", "exec-failed", "init-lost", "node-rebooted"
-    ]
+    reason: Reason
     message: str
     exit_code: int | None = None
     signal: str | None = None
@@ -28,14 +54,26 @@ class End(msgspec.Struct, frozen=True, kw_only=True):
     ended_at: float | None = None
     peak_bytes: int | None = None
     cpu_s: float | None = None
+    sender: Sender | None = None
+    timed_out: bool = False
+    oom_kills: int | None = None
+    oom_by: Literal["limit", "above", "host"] | None = None
+    memory_max: int | None = None
+    pids_refused: int | None = None
+    pids_max: int | None = None
+    system_call: str | None = None
+    fault: Fault | None = None
+    path: str | None = None
 
     @property
     def code(self) -> int:
-        """The exit code of a shell: the application's, 128+n on signal n, else 125."""
+        """The exit code of a shell: the application's, 128+n on signal n, 126 and 127, else 125."""
         if self.exit_code is not None:
             return self.exit_code
         if self.signal is None:
-            return 125
+            if self.fault in (None, "pids-limit", "other"):
+                return 125
+            return 127 if self.fault == "not-found" else 126
         if self.signal in signal.Signals.__members__:
             return 128 + signal.Signals[self.signal].value
         return 128 + int(self.signal.removeprefix("SIG"))
@@ -120,3 +158,18 @@ class Leftover(msgspec.Struct, frozen=True, kw_only=True):
     kind: str
     name: str
     removed: bool
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that happened, in the order of `seq`; `time` is seconds since the epoch.
+
+    `instance` is empty for what concerns the node. `name` is the instance's at that time.
+    `data` of an edge has the `state` that it led to.
+    """
+
+    seq: int
+    time: float
+    instance: str
+    name: str
+    kind: str
+    data: dict[str, Any]

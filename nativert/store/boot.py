@@ -42,6 +42,9 @@ class PortFacts(msgspec.Struct, frozen=True):
     protocol: str
 
 
+StopReason = Literal["stop", "force", "health", "dependency", "shutdown"]
+
+
 class StopFacts(msgspec.Struct, frozen=True, kw_only=True):
     """A stop that was begun: why, by which signal, and whether the grace ran out.
 
@@ -49,7 +52,7 @@ class StopFacts(msgspec.Struct, frozen=True, kw_only=True):
     it knows: which check failed, which instance it depends on.
     """
 
-    why: Literal["stop", "force", "health", "dependency", "shutdown"]
+    why: StopReason
     signal: int
     at: float
     grace_s: float = 0.0

@@ -7,26 +7,23 @@ transaction.
 from __future__ import annotations
 
 import dataclasses
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from ipaddress import IPv4Network
-from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, Unpack
+from typing import TYPE_CHECKING, Final, Unpack
 
 from nativert.errors import Code, DescriptorError, NativertError, UnknownInstanceError
-from nativert.store import allocation, database, reserve, rows
+from nativert.store import allocation, rows
 from nativert.store.boot import boot_id
+from nativert.store.journal import Journal
 from nativert.store.paths import Paths, check_uuid
 from nativert.store.rows import Changes, Event, Interface, Row
 
 if TYPE_CHECKING:
     import sqlite3
 
-__all__ = ["MAX_EVENTS", "Changes", "Event", "Interface", "Row", "Store"]
+__all__ = ["Changes", "Event", "Interface", "Row", "Store"]
 
-_T = TypeVar("_T")
-MAX_EVENTS: Final = 10_000
 _SHOWN_CANDIDATES: Final = 5
 _KEPT_ROWS: Final = 4096
 _INTERFACES: Final = (
@@ -35,7 +32,7 @@ _INTERFACES: Final = (
 )
 
 
-class Store:
+class Store(Journal):
     """The durable records of one node; any thread may call, one at a time goes on.
 
     Raises NativertError: STORE when the file is damaged, of a newer version, or the disk
@@ -43,24 +40,14 @@ class Store:
     """
 
     def __init__(self, paths: Paths) -> None:
-        self._path = paths.database
-        self._mutex = threading.RLock()
         # Rows as last read, by UUID: whoever serves many operations asks for the same ones
         # again and again. True while nobody else has written: see `_known`.
         self._rows: dict[str, Row] = {}
         self._data_version = 0
-        self._connection = database.connect(self._path, lock=paths.run / "store.lock")
+        super().__init__(paths)
 
-    def close(self) -> None:
-        """Close the file; safe to call again."""
-        with self._mutex, database.typed_errors(self._path):
-            self._connection.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def _rolled_back(self) -> None:
+        self._rows.clear()
 
     def add(
         self,
@@ -93,7 +80,8 @@ class Store:
                 id_range = allocation.free_range(connection, blocks)
                 connection.execute(
                     "INSERT INTO instances (uuid, name, fdu, descriptor, record, limits, desired,"
-                    " boot_id, id_range, created_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                    " wanted, told, boot_id, id_range, created_at)"
+                    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                     (
                         uuid,
                         name,
@@ -101,6 +89,8 @@ class Store:
                         descriptor,
                         record,
                         limits,
+                        desired,
+                        desired,
                         desired,
                         boot_id(),
                         id_range,
@@ -189,18 +179,25 @@ class Store:
         return [rows.row(each, interfaces.get(each[1], ())) for each in values]
 
     def update(
-        self, uuid: str, *, event: tuple[str, str] | None = None, **changes: Unpack[Changes]
+        self,
+        uuid: str,
+        *,
+        event: tuple[str, str] | None = None,
+        told: str | None = None,
+        **changes: Unpack[Changes],
     ) -> Row:
         """Change columns of one instance, and add *event* (kind, JSON), in one commit.
 
-        Raises UnknownInstanceError.
+        *told* is the state that the event tells. Raises UnknownInstanceError.
         """
         unknown = changes.keys() - Changes.__annotations__.keys()
         if unknown:
             raise TypeError(f"no such column to update: {', '.join(sorted(unknown))}")
-        return self._with_reserve(lambda: self._update(uuid, event, changes))
+        return self._with_reserve(lambda: self._update(uuid, event, told, changes))
 
-    def _update(self, uuid: str, event: tuple[str, str] | None, changes: Changes) -> Row:
+    def _update(
+        self, uuid: str, event: tuple[str, str] | None, told: str | None, changes: Changes
+    ) -> Row:
         assignments = "".join(f'"{column}" = ?, ' for column in changes)
         with self._transaction() as connection:
             changed = connection.execute(
@@ -209,7 +206,7 @@ class Store:
             )
             if changed.rowcount == 0:
                 raise UnknownInstanceError(uuid)
-            self._append(connection, uuid, event)
+            self._append(connection, uuid, event, told)
             known = self._known(connection).get(uuid)
             if known is None:
                 return self._select(connection, uuid)
@@ -226,11 +223,12 @@ class Store:
 
     def _delete(self, uuid: str, event: tuple[str, str] | None) -> None:
         with self._transaction() as connection:
+            # Before its name is forgotten.
+            self._append(connection, uuid, event)
             allocation.release_addresses(connection, uuid)
             deleted = connection.execute("DELETE FROM instances WHERE uuid = ?", (uuid,))
             if deleted.rowcount == 0:
                 raise UnknownInstanceError(uuid)
-            self._append(connection, uuid, event)
             self._rows.pop(uuid, None)
 
     def discard(self, seq: int) -> None:
@@ -241,57 +239,6 @@ class Store:
                 connection.execute(f"DELETE FROM {table} WHERE instance = {uuid}", (seq,))  # noqa: S608
             connection.execute("DELETE FROM instances WHERE seq = ?", (seq,))
             self._rows.clear()
-
-    def append_event(self, instance: str, kind: str, json: str) -> int:
-        """Add one event in a commit of its own; return its number."""
-        with self._transaction() as connection:
-            return self._append(connection, instance, (kind, json))
-
-    def events(self, after: int = 0, *, limit: int = 1000) -> list[Event]:
-        """Return at most *limit* events with numbers above *after*, oldest first."""
-        with self._reading() as connection:
-            found = connection.execute(
-                "SELECT seq, time, instance, kind, json FROM events WHERE seq > ?"
-                " ORDER BY seq LIMIT ?",
-                (after, limit),
-            ).fetchall()
-        return [Event(*values) for values in found]
-
-    def check(self) -> list[str]:
-        """Return what SQLite finds wrong with the file, for doctor; it reads all of it."""
-        with self._reading() as connection:
-            found = [str(row[0]) for row in connection.execute("PRAGMA integrity_check")]
-        return [] if found == ["ok"] else found
-
-    def _with_reserve(self, change: Callable[[], _T]) -> _T:
-        try:
-            return change()
-        except database.FullDiskError:
-            # On a full disk instances can be stopped and removed; nothing new is let in.
-            if not reserve.give_up(self._path):
-                raise
-            return change()
-
-    @contextmanager
-    def _reading(self) -> Iterator[sqlite3.Connection]:
-        with self._mutex, database.typed_errors(self._path):
-            yield self._connection
-
-    @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        connection = self._connection
-        with self._mutex, database.typed_errors(self._path):
-            # IMMEDIATE: a transaction that starts by reading cannot always become a writer.
-            connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield connection
-                connection.execute("COMMIT")
-            except BaseException:
-                self._rows.clear()
-                # A full disk or an I/O error has rolled back by itself.
-                if connection.in_transaction:
-                    connection.execute("ROLLBACK")
-                raise
 
     def _known(self, connection: sqlite3.Connection) -> dict[str, Row]:
         # Changes when another connection has committed, not by our own commits; two
@@ -333,15 +280,3 @@ class Store:
                 self._rows.clear()
             self._rows[row.uuid] = row
         return row
-
-    def _append(
-        self, connection: sqlite3.Connection, instance: str, event: tuple[str, str] | None
-    ) -> int:
-        if event is None:
-            return 0
-        added: Any = connection.execute(
-            "INSERT INTO events (time, instance, kind, json) VALUES (?, ?, ?, ?)",
-            (time.time(), instance, *event),
-        )
-        connection.execute("DELETE FROM events WHERE seq <= ?", (added.lastrowid - MAX_EVENTS,))
-        return int(added.lastrowid)

@@ -33,11 +33,13 @@ class Lock:
         self._what = what or str(path)
         self._timeout_s = timeout_s
         self._fd: int | None = None
+        self._kept = False
+        self._token = b""
 
     @property
     def held(self) -> bool:
         """Whether this object holds the lock."""
-        return self._fd is not None
+        return self._fd is not None and not self._kept
 
     def acquire(self) -> None:
         """Wait for the lock; NativertError(TIMEOUT) names the holder where it is known."""
@@ -66,8 +68,36 @@ class Lock:
         self._fd = _take(self.path, self._operation | fcntl.LOCK_NB)
         return self._fd is not None
 
+    def keep(self, token: bytes) -> None:
+        """Give the lock back with *token* in its file, which stays open for `retake`."""
+        if self._fd is None:
+            raise RuntimeError(f"{self.path}: only the holder may keep it")
+        if token != self._token:
+            os.pwrite(self._fd, token, 0)
+            self._token = token
+        fcntl.flock(self._fd, fcntl.LOCK_UN)
+        self._kept = True
+
+    def retake(self) -> bool:
+        """Take the lock again if nobody has held it since `keep`; else close it: False."""
+        fd = self._fd
+        if fd is None or not self._kept:
+            raise RuntimeError(f"{self.path}: was not kept")
+        try:
+            fcntl.flock(fd, self._operation | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.release()
+            return False
+        # A file without a name is not the one that others lock.
+        if os.pread(fd, len(self._token) + 1, 0) == self._token and os.fstat(fd).st_nlink:
+            self._kept = False
+            return True
+        self.release()
+        return False
+
     def release(self) -> None:
         """Give the lock back; safe to call again."""
+        self._kept, self._token = False, b""
         fd, self._fd = self._fd, None
         if fd is not None:
             os.close(fd)
@@ -141,7 +171,11 @@ def _take(path: Path, operation: int) -> int | None:
             # The holder before us may have unlinked the file between our open and our lock;
             # the next one would then lock a new file beside ours.
             try:
-                if os.path.samestat(os.fstat(fd), os.stat(path)):
+                ours = os.fstat(fd)
+                if os.path.samestat(ours, os.stat(path)):
+                    if ours.st_size:
+                        # Whoever kept it learns so that somebody has held it since.
+                        os.ftruncate(fd, 0)
                     return fd
             except FileNotFoundError:
                 pass

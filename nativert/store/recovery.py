@@ -16,10 +16,18 @@ if TYPE_CHECKING:
     import sqlite3
 
 _TABLES: Final = {
-    "instances": ("seq", '"' + '", "'.join(rows.COLUMNS) + '"'),
-    "addresses": ("address", "address, instance, interface, released"),
-    "links": ("number", "number, instance, interface, position"),
-    "counters": ("name", "name, value"),
+    "instances": ("seq", rows.COLUMNS),
+    "addresses": ("address", ("address", "instance", "interface", "released")),
+    "links": ("number", ("number", "instance", "interface", "position")),
+    "counters": ("name", ("name", "value")),
+    "events": ("seq", ("seq", "time", "instance", "name", "kind", "json")),
+}
+# What stands for the columns that a store of an older version does not have.
+_LATER: Final = {
+    "wanted": "[desired]",
+    "env": "NULL",
+    "restarts": "0",
+    "retry": "NULL",
 }
 
 
@@ -71,8 +79,9 @@ def _salvage(aside: Path, new: sqlite3.Connection) -> tuple[str, ...]:
     for table, (_, columns) in _TABLES.items():
         for values in found[table]:
             marks = ", ".join("?" * len(values))
+            into = ", ".join(f"[{column}]" for column in columns)
             new.execute(
-                f"INSERT OR IGNORE INTO {table} ({columns}) VALUES ({marks})",  # noqa: S608
+                f"INSERT OR IGNORE INTO {table} ({into}) VALUES ({marks})",  # noqa: S608
                 values,
             )
     for table in ("addresses", "links"):
@@ -88,11 +97,18 @@ def _readable(old: sqlite3.Connection, table: str) -> list[tuple[Any, ...]]:
     import sqlite3
 
     key, columns = _TABLES[table]
+    try:
+        present = {row[1] for row in old.execute(f"PRAGMA table_info({table})")}
+    except sqlite3.DatabaseError:
+        return []
+    wanted = ", ".join(
+        f"[{column}]" if column in present else _LATER.get(column, "''") for column in columns
+    )
     found: dict[Any, tuple[Any, ...]] = {}
     for direction in ("ASC", "DESC"):
         try:
             for values in old.execute(
-                f"SELECT {columns} FROM {table} ORDER BY {key} {direction}"  # noqa: S608
+                f"SELECT {wanted} FROM {table} ORDER BY {key} {direction}"  # noqa: S608
             ):
                 found[values[0]] = values
         except sqlite3.DatabaseError:

@@ -26,9 +26,15 @@ COLUMNS: Final = (
     "run_count",
     "end",
     "created_at",
+    "wanted",
+    "env",
+    "restarts",
+    "retry",
 )
-SELECT: Final = 'SELECT "' + '", "'.join(COLUMNS) + '" FROM instances'  # noqa: S608
-_JSON: Final = ("descriptor", "record", "limits", "end")
+# Brackets: a name in double quotes that is no column is taken for a string.
+SELECT: Final = "SELECT [" + "], [".join(COLUMNS) + "] FROM instances"  # noqa: S608
+_JSON: Final = ("descriptor", "record", "limits", "end", "env", "retry")
+_NUMBERS: Final = ("seq", "id_range", "run_count", "restarts")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +48,12 @@ class Interface:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One instance as asked for. descriptor, record, limits and end are JSON texts.
+    """One instance as asked for. descriptor, record, limits, end, env, retry are JSON texts.
+
+    `desired` is the state that it was brought to, as far as that outlives this boot; `wanted`
+    what an operator last asked for, which an end by itself does not change. `env` is what the
+    last start added to the environment, `retry` what becomes of the last end, `restarts` how
+    often it was started again since an operator started it.
 
     `id_range` is the first of its 65,536 host ids, `created_at` seconds since the epoch,
     `boot_id` the boot of the last change. `corrupt` is empty, or says which columns cannot
@@ -62,6 +73,10 @@ class Row:
     run_count: int
     end: str | None
     created_at: float
+    wanted: str = "DEFINED"
+    env: str | None = None
+    restarts: int = 0
+    retry: str | None = None
     interfaces: tuple[Interface, ...] = ()
     corrupt: str = ""
 
@@ -75,6 +90,10 @@ class Changes(TypedDict, total=False):
     desired: str
     run_count: int
     end: str | None
+    wanted: str
+    env: str | None
+    restarts: int
+    retry: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +103,7 @@ class Event:
     seq: int
     time: float
     instance: str
+    name: str
     kind: str
     json: str
 
@@ -108,7 +128,7 @@ def row(values: Sequence[Any], interfaces: Iterable[tuple[str, int, int]]) -> Ro
 
 def _harmless(column: str, value: object) -> object:
     """Return something of the right type for *value*, which can be shown."""
-    if column in ("seq", "id_range", "run_count"):
+    if column in _NUMBERS:
         return 0
     if column == "created_at":
         return 0.0
@@ -117,18 +137,20 @@ def _harmless(column: str, value: object) -> object:
 
 def _sound(column: str, value: object) -> bool:
     """Tell whether *value* can be what was written; SQLite does not check what it reads."""
-    if column in ("seq", "id_range", "run_count"):
+    if column in _NUMBERS:
         return isinstance(value, int)
     if column == "created_at":
         return isinstance(value, float)
     if value is None:
-        return column in ("limits", "end")
+        return column in ("limits", "end", "env", "retry")
     if not isinstance(value, str):
         return False
     try:
         data = value.encode()
         if column in _JSON:
             msgspec.json.decode(data)
+        elif column in ("desired", "wanted"):
+            return value.isascii() and value.isupper()
         elif column == "uuid":
             check_uuid(value)  # it becomes part of paths
     except (UnicodeError, msgspec.DecodeError, RecursionError, DescriptorError):

@@ -60,6 +60,16 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
         )
         """,
     ),
+    (
+        "ALTER TABLE events ADD COLUMN name TEXT NOT NULL DEFAULT ''",
+        # The state that the last event told: what it lacks is made up for.
+        "ALTER TABLE instances ADD COLUMN told TEXT",
+        "ALTER TABLE instances ADD COLUMN wanted TEXT NOT NULL DEFAULT 'DEFINED'",
+        "UPDATE instances SET wanted = desired, told = desired",
+        "ALTER TABLE instances ADD COLUMN env TEXT",
+        "ALTER TABLE instances ADD COLUMN restarts INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE instances ADD COLUMN retry TEXT",
+    ),
 )
 
 VERSION: Final = len(MIGRATIONS)

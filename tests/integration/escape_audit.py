@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Ask, from inside an instance, for what an instance must not get; needs only the stdlib.
 
-    python3 escape_audit.py [--json] [--canary WORD] [PROBE...]
+    python3 escape_audit.py [--json] [--canary WORD] [--host NAMESPACE,...] [PROBE...]
 
 One line per probe: allowed true (an escape, a leak, or a door left open), false (refused)
 or null (undecidable here). The exit status is the number of allowed ones, at most 125.
@@ -14,6 +14,9 @@ means "allowed"; each call's list says which answers mean that.
 --canary WORD: the host was prepared with the word as an abstract socket's name, in an
 environment variable, in a process's arguments, as the name of a network interface, of a
 mount point, and of files in /tmp, /dev/shm, /run and /root.
+
+--host mnt:[4026531841],net:[4026531840]: the host's own namespaces as /proc/self/ns tells them
+there, without which older kernels leave open whether this process is in them.
 """
 
 from __future__ import annotations
@@ -44,6 +47,7 @@ Probe = Callable[[], Verdict]
 
 PROBES: dict[str, Probe] = {}
 CANARY = ""
+HOST: list[str] = []
 PROBE_TIMEOUT_S = 10
 
 # asm/unistd.h: (x86_64, aarch64); above 423 the numbers are the same.
@@ -293,10 +297,13 @@ INITIAL = {
 def initial_namespace(kind: str) -> Verdict:
     """Whether this process is in the host's namespace."""
     inode = os.stat(f"/proc/self/ns/{kind}").st_ino
+    name = f"{kind}:[{inode}]"
+    if any(host.startswith(f"{kind}:") for host in HOST):
+        return name in HOST or inode == INITIAL[kind], name
     release = tuple(map(int, re.findall(r"\d+", platform.release())[:2]))
     # Those of mnt and net were numbered like any other before Linux 6.18.
     telling = kind not in ("mnt", "net") or release >= (6, 18)
-    return (inode == INITIAL[kind] if telling else None), f"{kind}:[{inode}]"
+    return (inode == INITIAL[kind] if telling else None), name
 
 
 for _name in ("user", "pid", "uts", "ipc", "cgroup", "mnt", "net"):
@@ -1073,13 +1080,14 @@ def judge(function: Probe) -> Verdict:
 
 def main() -> int:
     """Run the probes; return how many were allowed."""
-    global CANARY
+    global CANARY, HOST
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--json", action="store_true", help="one JSON object per line")
     parser.add_argument("--canary", default="", metavar="WORD")
+    parser.add_argument("--host", default="", metavar="NAMESPACE,...")
     parser.add_argument("probes", nargs="*", metavar="PROBE")
     options = parser.parse_args()
-    CANARY = options.canary
+    CANARY, HOST = options.canary, options.host.split(",")
     allowed_count = 0
     for name in options.probes or PROBES:
         allowed, detail = judge(PROBES[name])

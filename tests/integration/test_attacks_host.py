@@ -70,8 +70,12 @@ def test_memory_file_systems_are_charged_to_the_instance(node: Node) -> None:
     fill = "for d in /tmp /run /dev/shm; do dd if=/dev/zero of=$d/x bs=1M count=100; done"
     run_inside(node, app, "sh", "-c", fill)
     figures = node.stats([app])[0]
-    assert (figures.oom_kills or 0) > 0
     assert (figures.memory_bytes or 0) <= 48 << 20
+    # Where the kernel can end a cgroup as a whole, the application has gone with the writer.
+    if (end := node.get(app).end) is None:
+        assert (figures.oom_kills or 0) > 0
+    else:
+        assert (end.reason, end.oom) == ("oom", True)
 
 
 def test_inodes_and_terminals_are_bounded(node: Node) -> None:

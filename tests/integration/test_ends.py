@@ -148,7 +148,7 @@ def test_stop_kills_what_ignores_it_and_what_went_away(node: Node) -> None:
     end = ended(node.stop(app))
     took_s = time.monotonic() - begun
     assert 0.3 <= took_s < scale.seconds(1.3)
-    assert (end.reason, end.signal) == ("stopped", "SIGKILL")
+    assert (end.reason, end.signal, end.timed_out) == ("stop-timeout", "SIGKILL", True)
     assert not cgroup(node, app).populated()
     assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import shlex
 import shutil
 import socket
 import subprocess
@@ -44,7 +45,9 @@ class Prepared:
     @property
     def command(self) -> tuple[str, ...]:
         """The audit as it is called inside."""
-        return (PYTHON, "/audit/escape_audit.py", "--json", "--canary", self.word)
+        host = ",".join(os.readlink(f"/proc/self/ns/{kind}") for kind in ("mnt", "net"))
+        told = ("--canary", self.word, "--host", host)
+        return (PYTHON, "/audit/escape_audit.py", "--json", *told)
 
     def native(self, **native: Any) -> dict[str, Any]:
         """Return a native object that shows the audit at /audit."""
@@ -188,7 +191,7 @@ def read_terminal(master: int) -> str:
 def test_a_configuration_script_is_allowed_nothing(
     node: Node, prepared: Prepared, root: Path
 ) -> None:
-    command = " ".join(prepared.command)
+    command = shlex.join(prepared.command)
     script = f"{command} > /data/found || true\n"
     descriptor = make_descriptor(
         binary="/bin/true",

@@ -32,7 +32,10 @@ def launcher(tmp_path: Path) -> Iterator[Launcher]:
 
 
 def wait_gone(pid: int) -> None:
-    pidfd = os.pidfd_open(pid)
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
     assert process.wait_end(pidfd, DEADLINE_S)
     os.close(pidfd)
 

@@ -30,8 +30,8 @@ from nativert.isolation import cgroups
 from nativert.isolation.cgroups import scope
 from nativert.isolation.cgroups.driver import INIT, LAUNCHER
 from nativert.isolation.cgroups.hierarchies import keepers, mounted
+from nativert.runtime.context import cgroup_name
 from nativert.runtime.node import Node
-from nativert.runtime.release import cgroup_name
 
 pytestmark = [pytest.mark.root, pytest.mark.systemd]
 

@@ -54,7 +54,7 @@ class Cgroup(Protocol):
         """Return what a process needs in order to join."""
         ...
 
-    def apply(self, limits: Limits) -> Limits:
+    def apply(self, limits: Limits, *, since: Limits | None = None) -> Limits:
         """Set every limit or none, and return what the kernel made of them.
 
         When the kernel refuses one (OSError with path, value and reason), the previous
@@ -88,6 +88,10 @@ class Cgroup(Protocol):
 
     def populated(self) -> bool:
         """Whether a live process is in the cgroup or below it."""
+        ...
+
+    def working_set_bytes(self) -> int:
+        """Return its memory without the inactive page cache, which the kernel gives back."""
         ...
 
     def usage(self) -> Usage:

@@ -6,12 +6,16 @@ rolling back and reading back.
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import NamedTuple, Protocol, TypeVar
+from dataclasses import fields, replace
+from typing import Final, NamedTuple, Protocol, TypeVar
 
 from nativert.isolation.cgroups.limits import Limits
 
 V = TypeVar("V")
+
+EVERY: Final = frozenset(field.name for field in fields(Limits))
+# Their files depend on each other.
+MEMORY_FIELDS: Final = frozenset({"memory_max", "memory_high", "memory_swap"})
 
 
 class Knob(NamedTuple):
@@ -22,13 +26,18 @@ class Knob(NamedTuple):
 
 
 class Knobs(Protocol[V]):
-    """The limit files of one cgroup; V is how this version types their values."""
+    """The limit files of one cgroup; V is how this version types their values.
 
-    def snapshot(self) -> dict[Knob, V]:
-        """Read every knob that exists."""
+    *which* names fields of `Limits`.
+    """
+
+    def snapshot(self, which: frozenset[str]) -> dict[Knob, V]:
+        """Read every knob of these fields that exists."""
         ...
 
-    def plan(self, limits: Limits, before: dict[Knob, V]) -> list[tuple[Knob, V]]:
+    def plan(
+        self, limits: Limits, before: dict[Knob, V], which: frozenset[str]
+    ) -> list[tuple[Knob, V]]:
         """Return what must be written to reach *limits*, in an order the kernel accepts."""
         ...
 
@@ -45,16 +54,17 @@ class Knobs(Protocol[V]):
         ...
 
 
-def apply(knobs: Knobs[V], limits: Limits) -> Limits:
+def apply(knobs: Knobs[V], limits: Limits, *, since: Limits | None = None) -> Limits:
     """Set every limit or none, and return what the kernel made of them.
 
-    The kernel's refusal is raised again after the rollback; what could not be rolled back
-    is among its notes.
+    With *since*, the limits in force, only what differs from them is looked at. The kernel's
+    refusal is raised again after the rollback; what could not be rolled back is among its notes.
     """
-    before = knobs.snapshot()
+    which = EVERY if since is None else _different(limits, since)
+    before = knobs.snapshot(which)
     touched: list[Knob] = []
     try:
-        for knob, value in knobs.plan(limits, before):
+        for knob, value in knobs.plan(limits, before, which):
             if knob not in before:
                 before[knob] = knobs.get(knob)  # a device without limits so far
             # Before the write: a refused value may have been taken in part.
@@ -64,7 +74,13 @@ def apply(knobs: Knobs[V], limits: Limits) -> Limits:
         _restore(knobs, touched, before, error)
         raise
     after = before | {knob: knobs.get(knob) for knob in dict.fromkeys(touched)}
-    return _settle(knobs.limits(after), limits)
+    read = _settle(knobs.limits(after), limits)
+    return replace(limits, **{field: getattr(read, field) for field in which})
+
+
+def _different(limits: Limits, since: Limits) -> frozenset[str]:
+    which = frozenset(f for f in EVERY if getattr(limits, f) != getattr(since, f))
+    return which | MEMORY_FIELDS if which & MEMORY_FIELDS else which
 
 
 def _restore(knobs: Knobs[V], touched: list[Knob], before: dict[Knob, V], error: OSError) -> None:

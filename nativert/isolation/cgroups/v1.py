@@ -42,9 +42,9 @@ class V1Cgroup:
         evidence = {name: self._present(file) for name, file in _EVIDENCE.items()}
         return Entry(tasks=tuple(f"{path}/tasks" for path in unique), into=None, **evidence)
 
-    def apply(self, limits: Limits) -> Limits:
+    def apply(self, limits: Limits, *, since: Limits | None = None) -> Limits:
         """Set every limit or none, and return what the kernel made of them."""
-        return knobs.apply(self._knobs, limits)
+        return knobs.apply(self._knobs, limits, since=since)
 
     def read(self) -> Limits:
         """Return the limits in force; the default weight and full cpuset read as None."""
@@ -73,6 +73,14 @@ class V1Cgroup:
     def populated(self) -> bool:
         """Whether a live process is in the cgroup or below it."""
         return bool(self.pids())
+
+    def working_set_bytes(self) -> int:
+        """Return its memory without the inactive page cache, which the kernel gives back."""
+        sampler = self.sampler()
+        try:
+            return sampler.working_set_bytes()
+        finally:
+            sampler.close()
 
     def usage(self) -> Usage:
         """Return all counters, once."""

@@ -30,6 +30,7 @@ class V1Check:
         self._unified = unified
         self._parent = parent
         self._host = host
+        self._present: set[str] = set()
 
     def check(self, limits: Limits) -> None:
         """Raise UnenforceableError for the first limit that cannot be enforced."""
@@ -40,7 +41,8 @@ class V1Check:
         if limits.cpu_weight is not None:
             self._need("cpu", "cpu.shares", "FAIR_GROUP_SCHED")
         if limits.cpuset is not None:
-            available = files.read(self._need("cpuset", "cpuset.cpus", "CPUSETS"))
+            self._need("cpuset", "cpuset.cpus", "CPUSETS")
+            available = files.read(f"{nearest(self._roots['cpuset'], self._parent)}/cpuset.cpus")
             common_check.check_cpuset(limits.cpuset, parse_list(available))
         if limits.memory_max is not None:
             self._need("memory", "memory.limit_in_bytes", "MEMCG_V1")
@@ -69,13 +71,15 @@ class V1Check:
             controller, "its v1 hierarchy is not mounted", self._host.fix(controller, mount)
         )
 
-    def _need(self, controller: str, file: str, option: str, *, fix: str = "") -> str:
+    def _need(self, controller: str, file: str, option: str, *, fix: str = "") -> None:
+        # What a kernel has it keeps.
+        if f"{controller}/{file}" in self._present:
+            return
         self.require(controller)
-        path = f"{nearest(self._roots[controller], self._parent)}/{file}"
-        if not os.path.exists(path):
+        if not os.path.exists(f"{nearest(self._roots[controller], self._parent)}/{file}"):
             fix = fix or f"use a kernel with CONFIG_{option}"
             raise UnenforceableError(controller, f"this kernel has no {file}", fix)
-        return path
+        self._present.add(f"{controller}/{file}")
 
 
 def nearest(root: str, parent: str) -> str:

@@ -15,7 +15,7 @@ from typing import Any, Final
 from nativert.isolation.cgroups import files, quota, weight
 from nativert.isolation.cgroups.cpulist import format_list, parse_list
 from nativert.isolation.cgroups.driver import UnenforceableError
-from nativert.isolation.cgroups.knobs import Knob
+from nativert.isolation.cgroups.knobs import EVERY, Knob
 from nativert.isolation.cgroups.limits import IoLimit, Limits
 
 Value = int | frozenset[int] | None
@@ -28,6 +28,14 @@ MEMORY: Final = Knob("memory.limit_in_bytes")
 MEMSW: Final = Knob("memory.memsw.limit_in_bytes")
 PIDS: Final = Knob("pids.max")
 
+# By the field of Limits that they carry; swap is limited together with the memory.
+_KNOBS_OF: Final = {
+    "cpu_max": (PERIOD, QUOTA),
+    "cpu_weight": (SHARES,),
+    "cpuset": (CPUS,),
+    "memory_max": (MEMORY, MEMSW),
+    "pids_max": (PIDS,),
+}
 _TYPED: Final = {
     PERIOD: ("cpu", "cfs_period_us"),
     QUOTA: ("cpu", "cfs_quota_us"),
@@ -85,20 +93,19 @@ class V1Knobs:
         self._directories = directories
         self._controllers: dict[str, Any] = {}
 
-    def snapshot(self) -> dict[Knob, Value]:
-        """Read every limit; FileNotFoundError if the cgroup does not exist."""
+    def snapshot(self, which: frozenset[str] = EVERY) -> dict[Knob, Value]:
+        """Read the limits of *which* fields; FileNotFoundError if the cgroup does not exist."""
         values: dict[Knob, Value] = {}
-        for knob, (controller, _) in _TYPED.items():
-            if controller not in self._directories:
-                continue
-            try:
-                values[knob] = self.get(knob)
-            except FileNotFoundError:
-                if knob not in _OPTIONAL:
-                    raise
-        if "pids" in self._directories:
-            values[PIDS] = self.get(PIDS)
-        if "blkio" in self._directories:
+        for field, knobs in _KNOBS_OF.items():
+            for knob in knobs if field in which else ():
+                if knob.file.partition(".")[0] not in self._directories:
+                    continue
+                try:
+                    values[knob] = self.get(knob)
+                except FileNotFoundError:
+                    if knob not in _OPTIONAL:
+                        raise
+        if "io" in which and "blkio" in self._directories:
             for file in THROTTLE.values():
                 values |= {Knob(file, device): n for device, n in self._throttled(file).items()}
         return values
@@ -133,25 +140,34 @@ class V1Knobs:
                 shown = format_list(value) if isinstance(value, frozenset) else value
                 raise files.refusal(error, shown, self._path(knob)) from error
 
-    def plan(self, limits: Limits, before: dict[Knob, Value]) -> list[tuple[Knob, Value]]:
+    def plan(
+        self, limits: Limits, before: dict[Knob, Value], which: frozenset[str] = EVERY
+    ) -> list[tuple[Knob, Value]]:
         """Return the writes that lead to *limits*: those that may be refused come first."""
         refuse_inexpressible(limits)
-        wanted: list[tuple[Knob, Value]] = self._plan_memory(limits, before)
-        if limits.cpuset is not None:
-            wanted.append((CPUS, parse_list(limits.cpuset)))
-        elif CPUS in before:
-            wanted.append((CPUS, self._parent_cpus()))
-        wanted += self._plan_io(limits, before)
-        if limits.cpu_max is None:
-            wanted.append((QUOTA, None))
-        else:
-            quota_us, period_us = quota.from_cores(limits.cpu_max)
-            wanted += [(PERIOD, period_us), (QUOTA, quota_us)]
-        if limits.cpu_weight is not None:
-            wanted.append((SHARES, weight.shares_from_weight(limits.cpu_weight)))
-        elif SHARES in before:
-            wanted.append((SHARES, weight.SHARES_DEFAULT))
-        wanted.append((PIDS, limits.pids_max))
+        wanted: list[tuple[Knob, Value]] = []
+        if "memory_max" in which:
+            wanted += self._plan_memory(limits, before)
+        if "cpuset" in which:
+            if limits.cpuset is not None:
+                wanted.append((CPUS, parse_list(limits.cpuset)))
+            elif CPUS in before:
+                wanted.append((CPUS, self._parent_cpus()))
+        if "io" in which:
+            wanted += self._plan_io(limits, before)
+        if "cpu_max" in which:
+            if limits.cpu_max is None:
+                wanted.append((QUOTA, None))
+            else:
+                quota_us, period_us = quota.from_cores(limits.cpu_max)
+                wanted += [(PERIOD, period_us), (QUOTA, quota_us)]
+        if "cpu_weight" in which:
+            if limits.cpu_weight is not None:
+                wanted.append((SHARES, weight.shares_from_weight(limits.cpu_weight)))
+            elif SHARES in before:
+                wanted.append((SHARES, weight.SHARES_DEFAULT))
+        if "pids_max" in which:
+            wanted.append((PIDS, limits.pids_max))
         changes = [(knob, value) for knob, value in wanted if before.get(knob) != value]
         for knob, _ in changes:
             if knob not in before and not (knob.device and "blkio" in self._directories):

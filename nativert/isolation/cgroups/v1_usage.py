@@ -57,7 +57,7 @@ class V1Sampler:
             throttled_ns=field(throttling, b"throttled_time") or 0,
             throttled_periods=field(throttling, b"nr_throttled") or 0,
             memory_bytes=memory,
-            working_set_bytes=max(memory - (field(stat, b"total_inactive_file") or 0), 0),
+            working_set_bytes=_working_set(memory, stat),
             peak_bytes=self._counters.number("peak"),
             anon_bytes=field(stat, b"total_rss"),
             file_bytes=field(stat, b"total_cache"),
@@ -68,6 +68,15 @@ class V1Sampler:
             oom_kills=field(read("oom"), b"oom_kill") or 0,
         )
 
+    def working_set_bytes(self) -> int:
+        """Return the memory that the kernel does not give back on demand."""
+        memory = self._counters.number("memory") or 0
+        return _working_set(memory, self._counters.read("memory_stat"))
+
     def close(self) -> None:
         """Close the descriptors; safe to call twice."""
         self._counters.close()
+
+
+def _working_set(memory: int, stat: bytes) -> int:
+    return max(memory - (field(stat, b"total_inactive_file") or 0), 0)

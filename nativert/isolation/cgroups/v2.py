@@ -36,9 +36,9 @@ class V2Cgroup:
             pids=self._present("pids.events"),
         )
 
-    def apply(self, limits: Limits) -> Limits:
+    def apply(self, limits: Limits, *, since: Limits | None = None) -> Limits:
         """Set every limit or none, and return what the kernel made of them."""
-        return knobs.apply(self._knobs, limits)
+        return knobs.apply(self._knobs, limits, since=since)
 
     def read(self) -> Limits:
         """Return the limits in force; the default weight and full cpuset read as None."""
@@ -67,6 +67,14 @@ class V2Cgroup:
     def populated(self) -> bool:
         """Whether a live process is in the cgroup or below it."""
         return "populated 1" in (files.read_optional(f"{self._directory}/cgroup.events") or "")
+
+    def working_set_bytes(self) -> int:
+        """Return its memory without the inactive page cache, which the kernel gives back."""
+        sampler = self.sampler()
+        try:
+            return sampler.working_set_bytes()
+        finally:
+            sampler.close()
 
     def usage(self) -> Usage:
         """Return all counters, once."""

@@ -7,7 +7,7 @@ import os
 from typing import Final
 
 from nativert.isolation.cgroups import files, quota, weight
-from nativert.isolation.cgroups.knobs import Knob
+from nativert.isolation.cgroups.knobs import EVERY, Knob
 from nativert.isolation.cgroups.limits import IoLimit, Limits
 
 CPU: Final = Knob("cpu.max")
@@ -18,7 +18,15 @@ HIGH: Final = Knob("memory.high")
 SWAP: Final = Knob("memory.swap.max")
 PIDS: Final = Knob("pids.max")
 IO_FILE: Final = "io.max"
-_SINGLE: Final = (CPU, WEIGHT, CPUS, MEMORY, HIGH, SWAP, PIDS)
+_KNOB_OF: Final = {
+    "cpu_max": CPU,
+    "cpu_weight": WEIGHT,
+    "cpuset": CPUS,
+    "memory_max": MEMORY,
+    "memory_high": HIGH,
+    "memory_swap": SWAP,
+    "pids_max": PIDS,
+}
 _IO_FIELDS: Final = ("rbps", "wbps", "riops", "wiops")
 _IO_FREE: Final = "rbps=max wbps=max riops=max wiops=max"
 
@@ -29,14 +37,16 @@ class V2Knobs:
     def __init__(self, directory: str) -> None:
         self._directory = directory
 
-    def snapshot(self) -> dict[Knob, str]:
-        """Read every limit that is enabled here; FileNotFoundError without the cgroup."""
+    def snapshot(self, which: frozenset[str] = EVERY) -> dict[Knob, str]:
+        """Read what is enabled of *which* limits; FileNotFoundError without the cgroup."""
         os.stat(self._directory)  # a missing cgroup must not read as an unlimited one
         values = {
             knob: text
-            for knob in _SINGLE
-            if (text := files.read_optional(self._path(knob))) is not None
+            for field, knob in _KNOB_OF.items()
+            if field in which and (text := files.read_optional(self._path(knob))) is not None
         }
+        if "io" not in which:
+            return values
         return values | {Knob(IO_FILE, device): line for device, line in self._throttled().items()}
 
     def get(self, knob: Knob) -> str:
@@ -51,21 +61,28 @@ class V2Knobs:
         # An empty write never reaches the controller; a newline empties cpuset.cpus.
         files.write(self._path(knob), text or "\n")
 
-    def plan(self, limits: Limits, before: dict[Knob, str]) -> list[tuple[Knob, str]]:
+    def plan(
+        self, limits: Limits, before: dict[Knob, str], which: frozenset[str] = EVERY
+    ) -> list[tuple[Knob, str]]:
         """Return the writes that lead to *limits*: those that may be refused come first."""
         wanted: list[tuple[Knob, str]] = []
-        if limits.cpuset is not None or CPUS in before:
+        if "cpuset" in which and (limits.cpuset is not None or CPUS in before):
             wanted.append((CPUS, limits.cpuset or ""))
-        wanted += self._plan_io(limits, before)
-        wanted += self._plan_memory(limits, before)
-        _, _, period = before.get(CPU, f"max {quota.PERIOD_US}").partition(" ")
-        if limits.cpu_max is not None:
-            wanted.append((CPU, "{} {}".format(*quota.from_cores(limits.cpu_max))))
-        else:
-            wanted.append((CPU, f"max {period}"))
-        share = limits.cpu_weight
-        wanted.append((WEIGHT, str(weight.WEIGHT_DEFAULT if share is None else share)))
-        wanted.append((PIDS, _text(limits.pids_max)))
+        if "io" in which:
+            wanted += self._plan_io(limits, before)
+        if "memory_max" in which:
+            wanted += self._plan_memory(limits, before)
+        if "cpu_max" in which:
+            _, _, period = before.get(CPU, f"max {quota.PERIOD_US}").partition(" ")
+            if limits.cpu_max is not None:
+                wanted.append((CPU, "{} {}".format(*quota.from_cores(limits.cpu_max))))
+            else:
+                wanted.append((CPU, f"max {period}"))
+        if "cpu_weight" in which:
+            share = limits.cpu_weight
+            wanted.append((WEIGHT, str(weight.WEIGHT_DEFAULT if share is None else share)))
+        if "pids_max" in which:
+            wanted.append((PIDS, _text(limits.pids_max)))
         changes: list[tuple[Knob, str]] = []
         reached: dict[Knob, str] = dict(before)
         for knob, value in wanted:

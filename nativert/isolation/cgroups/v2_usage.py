@@ -47,7 +47,7 @@ class V2Sampler:
             throttled_ns=(field(cpu, b"throttled_usec") or 0) * _NS_PER_US,
             throttled_periods=field(cpu, b"nr_throttled") or 0,
             memory_bytes=memory,
-            working_set_bytes=max(memory - (field(stat, b"inactive_file") or 0), 0),
+            working_set_bytes=_working_set(memory, stat),
             peak_bytes=number("peak"),
             anon_bytes=field(stat, b"anon"),
             file_bytes=field(stat, b"file"),
@@ -58,6 +58,15 @@ class V2Sampler:
             oom_kills=field(read("oom"), b"oom_kill") or 0,
         )
 
+    def working_set_bytes(self) -> int:
+        """Return the memory that the kernel does not give back on demand."""
+        memory = self._counters.number("memory") or 0
+        return _working_set(memory, self._counters.read("memory_stat"))
+
     def close(self) -> None:
         """Close the descriptors; safe to call twice."""
         self._counters.close()
+
+
+def _working_set(memory: int, stat: bytes) -> int:
+    return max(memory - (field(stat, b"inactive_file") or 0), 0)

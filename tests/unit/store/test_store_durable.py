@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nativert.errors import Code, DescriptorError, NativertError, UnknownInstanceError
-from nativert.store import durable
+from nativert.store import durable, journal
 from nativert.store.boot import boot_id
 from nativert.store.durable import Row, Store
 from nativert.store.paths import Paths
@@ -289,7 +289,7 @@ def test_nothing_is_given_to_two_instances(steps: list[tuple[int, int]], store: 
 def test_events_are_numbered_kept_and_bounded(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(durable, "MAX_EVENTS", 5)
+    monkeypatch.setattr(journal, "MAX_EVENTS", 5)
     uuid = uuid_of(1)
     add(store, uuid, event=("define", "{}"))
     store.update(uuid, desired="RUNNING", event=("run", '{"pid": 3}'))

@@ -74,6 +74,9 @@ def test_a_store_of_the_first_schema_is_brought_up_with_all_it_holds(paths: Path
         assert json.loads(rows[1].end or "") == {"reason": "exited", "exit_code": 3}
         # What is new in it works, and what was given out stays given out.
         assert store.append_event(rows[0].uuid, "run", "{}") == 1
+        assert store.events()[0].name == "web"
+        assert [row.wanted for row in rows] == [row.desired for row in rows]
+        assert store.told()[rows[0].uuid] == "RUNNING"
         new = store.add(
             uuid=uuid_of(1),
             name="new",
@@ -183,7 +186,7 @@ def test_truncation_at_any_place_is_a_typed_error_or_harmless(paths: Paths) -> N
         else:
             # A cut inside the last page reads as zeros there: rows that say so.
             assert len(found) == len(rows), length
-            assert all(row in rows or "record" in row.corrupt for row in found), length
+            assert all(row in rows or row.corrupt for row in found), length
             assert [row for row in rows if row in found], length
         for side in ("-wal", "-shm"):
             Path(f"{paths.database}{side}").unlink(missing_ok=True)
@@ -202,7 +205,8 @@ def test_flipped_bits_are_a_typed_error_or_concern_one_row(paths: Paths) -> None
         if isinstance(found, Code):
             assert found in (Code.STORE, Code.TIMEOUT, Code.PERMISSION), position
         else:
-            assert len([row for row in found if row not in rows]) <= 1, position
+            # An interface that is another instance's by one digit concerns both.
+            assert len([row for row in found if row not in rows]) <= 2, position
         for side in ("-wal", "-shm"):
             Path(f"{paths.database}{side}").unlink(missing_ok=True)
 
@@ -241,6 +245,13 @@ def test_recovery_puts_the_file_aside_and_keeps_what_can_be_read(paths: Paths) -
         assert new.id_range not in {row.id_range for row in kept}
         addresses = [i.address for row in store.rows() for i in row.interfaces]
         assert len(addresses) == len(set(addresses))
+
+
+def test_recovery_of_a_store_of_the_first_schema(paths: Paths) -> None:
+    shutil.copy(OLD, paths.database)
+    assert len(recover(paths).instances) == 3
+    with Store(paths) as store:
+        assert [row.wanted for row in store.rows()] == [row.desired for row in store.rows()]
 
 
 def test_recovery_of_something_hopeless_begins_anew_each_time(paths: Paths) -> None:

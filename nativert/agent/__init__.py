@@ -1,0 +1,1 @@
+"""The node as a service: loads plugins, serves the API, watches the instances."""

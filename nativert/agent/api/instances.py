@@ -1,0 +1,216 @@
+"""The operations on instances, and questions about one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from functools import partial
+
+import msgspec
+from aiohttp import web
+
+from nativert.agent import faults
+from nativert.agent.api.answers import CORE, NDJSON, Stream, body, gone, ok, query
+from nativert.agent.api.messages import Defined, Environment, Kill, Removal, Scale, Wait
+from nativert.errors import Code, NativertError
+from nativert.fdu import descriptor as descriptors
+from nativert.runtime.views import Instance
+
+# A wait is asked again after this time, so that its thread can end when nobody waits any more.
+_WAIT_SLICE_S = 30.0
+
+
+async def define(request: web.Request) -> web.Response:
+    """Make an instance."""
+    asked = await body(request, Defined)
+    core = request.app[CORE]
+
+    def make() -> Instance:
+        text = msgspec.json.encode(asked.descriptor)
+        return core.node.define(descriptors.decode(text, source="descriptor"), name=asked.name)
+
+    return ok(await core.ask(make), status=201)
+
+
+async def _operated(
+    request: web.Request, job: Callable[[str], Instance], *, slow: bool = False
+) -> web.Response:
+    operation = request.app[CORE].operate(
+        request.match_info["ref"], job, slow=slow, wanted=lambda: not gone(request)
+    )
+    return ok(await operation)
+
+
+async def configure(request: web.Request) -> web.StreamResponse:
+    """Configure; the progress of a download is told to who accepts lines."""
+    node = request.app[CORE].node
+    if request.headers.get("Accept") != NDJSON:
+        return await _operated(request, node.configure, slow=True)
+    loop = asyncio.get_running_loop()
+    stream = Stream(request)
+    await stream.begin()
+    latest: tuple[int, int | None] | None = None
+    came = asyncio.Event()
+
+    def note(received: int, total: int | None) -> None:
+        nonlocal latest
+        latest = (received, total)
+        came.set()
+
+    def progress(received: int, total: int | None) -> None:
+        if gone(request):
+            # As Ctrl-C in a command without an agent: what was acquired is released.
+            raise NativertError("given up: the client went away", code=Code.FAILED)
+        loop.call_soon_threadsafe(note, received, total)
+
+    async def tell() -> None:
+        while True:
+            await came.wait()
+            came.clear()
+            if latest is not None:
+                await stream.line({"progress": {"received": latest[0], "total": latest[1]}})
+            await asyncio.sleep(0.1)
+
+    telling = asyncio.ensure_future(tell())
+    try:
+        row = await request.app[CORE].operate(
+            request.match_info["ref"],
+            lambda uuid: node.configure(uuid, progress=progress),
+            slow=True,
+            wanted=lambda: not gone(request),
+        )
+        told: object = {"result": row}
+    except (NativertError, OSError) as e:
+        error = faults.known(e)
+        assert error is not None
+        told = {"error": faults.encode(error)}
+    finally:
+        telling.cancel()
+        await asyncio.gather(telling, return_exceptions=True)
+    await stream.line(told)
+    return await stream.end()
+
+
+async def start(request: web.Request) -> web.Response:
+    """Start the application."""
+    asked = await body(request, Environment)
+    return await _operated(request, partial(request.app[CORE].node.run, env=asked.env))
+
+
+async def restart(request: web.Request) -> web.Response:
+    """Stop and start."""
+    return await _operated(request, request.app[CORE].node.restart, slow=True)
+
+
+async def stop(request: web.Request) -> web.Response:
+    """Stop the application."""
+    return await _operated(request, request.app[CORE].node.stop, slow=True)
+
+
+async def pause(request: web.Request) -> web.Response:
+    """Freeze the application."""
+    return await _operated(request, request.app[CORE].node.pause)
+
+
+async def resume(request: web.Request) -> web.Response:
+    """Thaw the application."""
+    return await _operated(request, request.app[CORE].node.resume)
+
+
+async def scale(request: web.Request) -> web.Response:
+    """Change limits."""
+    asked = await body(request, Scale)
+    node = request.app[CORE].node
+    return await _operated(request, lambda ref: node.scale(ref, asked.limits, force=asked.force))
+
+
+async def clean(request: web.Request) -> web.Response:
+    """Remove what configure has made."""
+    return await _operated(request, request.app[CORE].node.clean, slow=True)
+
+
+async def undefine(request: web.Request) -> web.Response:
+    """Forget a defined instance."""
+    core = request.app[CORE]
+    await core.operate(
+        request.match_info["ref"], core.node.undefine, slow=True, wanted=lambda: not gone(request)
+    )
+    return web.Response(status=204)
+
+
+async def remove(request: web.Request) -> web.Response:
+    """Take the edges down to UNDEFINED."""
+    asked = query(request, Removal)
+    core = request.app[CORE]
+    await core.operate(
+        request.match_info["ref"],
+        partial(core.node.remove, force=asked.force),
+        slow=True,
+        wanted=lambda: not gone(request),
+    )
+    return web.Response(status=204)
+
+
+async def kill(request: web.Request) -> web.Response:
+    """Send a signal: at once, also while a stop waits for the end."""
+    asked = await body(request, Kill)
+    core = request.app[CORE]
+    await core.ask(lambda: core.node.kill(request.match_info["ref"], asked.signal))
+    return web.Response(status=204)
+
+
+async def wait(request: web.Request) -> web.Response:
+    """Wait for the end of the application."""
+    asked = await body(request, Wait)
+    core = request.app[CORE]
+    loop = asyncio.get_running_loop()
+    deadline = None if asked.timeout_s is None else loop.time() + asked.timeout_s
+    uuid = await core.ask(lambda: core.uuid(request.match_info["ref"]))
+
+    def ended(slice_s: float) -> Instance | None:
+        try:
+            return core.node.wait(uuid, timeout_s=slice_s)
+        except NativertError as e:
+            if e.code is not Code.TIMEOUT:
+                raise
+        return None
+
+    with core.stream():
+        while True:
+            left_s = _WAIT_SLICE_S if deadline is None else max(0.0, deadline - loop.time())
+            row = await core.streaming.call(partial(ended, min(left_s, _WAIT_SLICE_S)))
+            if row is not None:
+                return ok(row)
+            if deadline is not None and loop.time() >= deadline:
+                raise NativertError(
+                    f"{request.match_info['ref']}: still runs after {asked.timeout_s:g} s",
+                    code=Code.TIMEOUT,
+                )
+
+
+async def get(request: web.Request) -> web.Response:
+    """Show one instance."""
+    core = request.app[CORE]
+    return ok(await core.ask(lambda: core.node.get(request.match_info["ref"])))
+
+
+async def list_all(request: web.Request) -> web.Response:
+    """List every instance."""
+    core = request.app[CORE]
+    return ok(await core.ask(core.node.list))
+
+
+async def inspect(request: web.Request) -> web.Response:
+    """Show the full record."""
+    core = request.app[CORE]
+    return ok(await core.ask(lambda: core.node.inspect(request.match_info["ref"])))
+
+
+async def stats(request: web.Request) -> web.Response:
+    """Show what one instance uses."""
+    core = request.app[CORE]
+    uuid = await core.ask(lambda: core.uuid(request.match_info["ref"]))
+    figures = core.sampler.of(uuid)
+    if figures is None:
+        (figures,) = await core.ask(lambda: core.node.stats([uuid]))
+    return ok(figures)

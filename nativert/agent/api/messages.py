@@ -1,0 +1,131 @@
+"""What requests carry; beside `runtime.views` what answers carry. Unknown keys are refused."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What all have in common."""
+
+
+class Defined(Message, frozen=True, kw_only=True):
+    """A descriptor as docs/descriptor.md has it; `name` is the descriptor's unless given."""
+
+    descriptor: dict[str, Any]
+    name: str | None = None
+
+
+class Environment(Message, frozen=True, kw_only=True):
+    """Variables that are added to the descriptor's."""
+
+    env: dict[str, str] = {}
+
+
+class Scale(Message, frozen=True, kw_only=True):
+    """Limits to change, null takes one off; all of them are changed, or none."""
+
+    limits: dict[str, Any]
+    force: bool = False
+
+
+class Kill(Message, frozen=True, kw_only=True):
+    """The number of a signal; see signal(7)."""
+
+    signal: Annotated[int, msgspec.Meta(ge=0, le=64)] = 9
+
+
+class Wait(Message, frozen=True, kw_only=True):
+    """How long to wait; null is for ever."""
+
+    timeout_s: Annotated[float, msgspec.Meta(ge=0)] | None = None
+
+
+class Gc(Message, frozen=True, kw_only=True):
+    """`dry_run`: only tell what would be removed."""
+
+    dry_run: bool = False
+
+
+class Removal(Message, frozen=True, kw_only=True):
+    """`force`: also when the application runs or is paused."""
+
+    force: bool = False
+
+
+class Follow(Message, frozen=True, kw_only=True):
+    """`follow` goes on until the application has ended; `tail` begins with the last lines."""
+
+    follow: bool = False
+    tail: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    format: Literal["json", "text"] = "json"
+
+
+class StatsQuery(Message, frozen=True, kw_only=True):
+    """`watch` repeats after so many seconds."""
+
+    watch: Annotated[float, msgspec.Meta(ge=0.1, le=3600)] | None = None
+
+
+class EventsQuery(Message, frozen=True, kw_only=True):
+    """Events with numbers above `after`, at most `limit`.
+
+    Where there are none yet the answer may `wait` for so many seconds; `follow` goes on for ever.
+    """
+
+    after: Annotated[int, msgspec.Meta(ge=0)] = 0
+    limit: Annotated[int, msgspec.Meta(ge=1, le=10000)] = 1000
+    wait: Annotated[float, msgspec.Meta(ge=0, le=60)] = 0.0
+    follow: bool = False
+
+
+class State(Message, frozen=True, kw_only=True):
+    """One edge of the state machine."""
+
+    action: str
+    sources: tuple[str, ...] = msgspec.field(name="from")
+    through: tuple[str, ...]
+    to: str
+
+
+class Version(Message, frozen=True, kw_only=True):
+    """What serves here."""
+
+    nativert: str
+    python: str
+    kernel: str
+    node: str
+    pid: int
+
+
+class Health(Message, frozen=True, kw_only=True):
+    """The agent answers, and its threads do."""
+
+    status: Literal["ok"] = "ok"
+
+
+class Program(Message, frozen=True, kw_only=True):
+    """The first message of an exec session: what to run, and on a terminal of which size."""
+
+    argv: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
+    env: dict[str, str] = {}
+    tty: bool = False
+    rows: Annotated[int, msgspec.Meta(ge=1, le=9999)] = 24
+    columns: Annotated[int, msgspec.Meta(ge=1, le=9999)] = 80
+
+
+class Error(Message, frozen=True, kw_only=True):
+    """What went wrong; `code` is a word of docs/cli.md, `hint` how to mend it."""
+
+    code: str
+    message: str
+    hint: str
+    details: dict[str, Any] | None = None
+
+
+class Refusal(Message, frozen=True, kw_only=True):
+    """The body of every answer that is not a success."""
+
+    error: Error

@@ -1,0 +1,212 @@
+"""exec over a WebSocket: a program inside an instance, its streams or its terminal.
+
+The client begins with `messages.Program` as a text message. Then binary messages: to the program
+its stdin, from it one byte 1 or 2 (stdout, stderr) and the bytes; text messages
+``{"resize": [rows, columns]}`` and ``{"eof": true}`` to it. The last message is
+``{"exit_code": n}`` or ``{"error": ...}``. A client that leaves ends the program.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from contextlib import ExitStack
+
+import msgspec
+from aiohttp import WSMsgType, web
+
+from nativert.agent import faults
+from nativert.agent.api.answers import CORE
+from nativert.agent.api.core import Core
+from nativert.agent.api.messages import Program
+from nativert.errors import Code, NativertError
+from nativert.runtime.execute import ExecSession
+
+_CHUNK = 65536
+_END_OF_FILE = b"\x04"  # VEOF of a fresh terminal; see termios(3)
+
+
+class _Control(msgspec.Struct, forbid_unknown_fields=True):
+    resize: tuple[int, int] | None = None
+    eof: bool = False
+
+
+async def exec_(request: web.Request) -> web.StreamResponse:
+    """Serve one session."""
+    core = request.app[CORE]
+    limits = core.config.api
+    with core.stream():
+        socket = web.WebSocketResponse(
+            max_msg_size=limits.max_body_bytes, heartbeat=limits.client_timeout_s
+        )
+        await socket.prepare(request)
+        try:
+            told: dict[str, object] = {
+                "exit_code": await _serve(core, socket, request.match_info["ref"])
+            }
+        except (NativertError, OSError) as e:
+            error = faults.known(e)
+            assert error is not None
+            told = {"error": faults.encode(error)}
+        if not socket.closed:
+            await socket.send_str(msgspec.json.encode(told).decode())
+            await socket.close()
+        return socket
+
+
+async def _serve(core: Core, socket: web.WebSocketResponse, ref: str) -> int:
+    try:
+        first = await socket.receive(core.config.api.client_timeout_s)
+    except TimeoutError:
+        raise NativertError("no program was given in time", code=Code.TIMEOUT) from None
+    if first.type is not WSMsgType.TEXT:
+        raise NativertError("the first message must be a text: the program", code=Code.USAGE)
+    try:
+        program = msgspec.json.decode(first.data, type=Program)
+    except msgspec.DecodeError as e:
+        raise NativertError(f"program: {e}", code=Code.USAGE) from None
+    with ExitStack() as held:
+        run = _on_a_terminal if program.tty else _on_pipes
+        return await run(core, socket, ref, program, held)
+
+
+async def _on_a_terminal(
+    core: Core, socket: web.WebSocketResponse, ref: str, program: Program, held: ExitStack
+) -> int:
+    session = await core.ask(
+        lambda: core.node.exec(ref, program.argv, stdio=(0, 1, 2), tty=True, env=program.env)
+    )
+    held.callback(session.close)
+    session.resize(program.rows, program.columns)
+    assert session.master is not None  # a session on a terminal has one
+    os.set_blocking(session.master, False)
+    return await _attend(core, socket, session, session.master, [(1, session.master)])
+
+
+async def _on_pipes(
+    core: Core, socket: web.WebSocketResponse, ref: str, program: Program, held: ExitStack
+) -> int:
+    pairs = [os.pipe2(os.O_CLOEXEC) for _ in range(3)]
+    inner = [pairs[0][0], pairs[1][1], pairs[2][1]]
+    stdin, stdout, stderr = pairs[0][1], pairs[1][0], pairs[2][0]
+    for fd in (stdout, stderr):
+        held.callback(os.close, fd)
+    try:
+        session = await core.ask(
+            lambda: core.node.exec(
+                ref, program.argv, stdio=(inner[0], inner[1], inner[2]), env=program.env
+            )
+        )
+    except BaseException:
+        os.close(stdin)
+        raise
+    finally:
+        for fd in inner:
+            os.close(fd)
+    held.callback(session.close)
+    for fd in (stdin, stdout, stderr):
+        os.set_blocking(fd, False)
+    return await _attend(core, socket, session, stdin, [(1, stdout), (2, stderr)])
+
+
+async def _attend(
+    core: Core,
+    socket: web.WebSocketResponse,
+    session: ExecSession,
+    stdin: int,
+    outputs: list[tuple[int, int]],
+) -> int:
+    end = asyncio.ensure_future(core.streaming.call(session.wait))
+    shows = [asyncio.ensure_future(_show(socket, number, fd, end)) for number, fd in outputs]
+    typed = asyncio.ensure_future(_type(socket, session, stdin))
+    try:
+        done, _ = await asyncio.wait((end, typed), return_when=asyncio.FIRST_COMPLETED)
+        if end not in done:
+            typed.result()
+            raise ConnectionResetError("the client went away")
+        await asyncio.gather(*shows)
+        return end.result()
+    finally:
+        # Closing the session makes init kill what runs of it; then the thread's wait ends.
+        session.close()
+        for task in (typed, *shows):
+            task.cancel()
+        await asyncio.gather(typed, *shows, return_exceptions=True)
+
+
+async def _show(
+    socket: web.WebSocketResponse, number: int, fd: int, end: asyncio.Future[int]
+) -> None:
+    """Send what the program writes; after its end only what is there already."""
+    while True:
+        over = end.done()
+        try:
+            data = os.read(fd, _CHUNK)
+        except BlockingIOError:
+            if over:
+                return
+            await _ready(fd, end, asyncio.get_running_loop().add_reader)
+            continue
+        except OSError:
+            return  # EIO: the terminal has no other side any more; see pty(7).
+        if not data:
+            return
+        await socket.send_bytes(bytes([number]) + data)
+
+
+async def _type(socket: web.WebSocketResponse, session: ExecSession, stdin: int) -> None:
+    """Give the program what the client sends, until the client leaves."""
+    fd: int | None = stdin
+    terminal = session.master is not None
+    try:
+        async for message in socket:
+            data = b""
+            if message.type is WSMsgType.BINARY:
+                data = message.data
+            elif message.type is WSMsgType.TEXT:
+                try:
+                    control = msgspec.json.decode(message.data, type=_Control)
+                except msgspec.DecodeError as e:
+                    raise NativertError(f"message: {e}", code=Code.USAGE) from None
+                if control.resize is not None:
+                    session.resize(*(min(max(n, 1), 9999) for n in control.resize))
+                if control.eof and terminal:
+                    data = _END_OF_FILE
+                elif control.eof and fd is not None:
+                    os.close(fd)
+                    fd = None
+            while data and fd is not None:
+                try:
+                    data = data[os.write(fd, data) :]
+                except BlockingIOError:
+                    await _ready(fd, None, asyncio.get_running_loop().add_writer)
+                except OSError:
+                    break  # It does not read any more.
+    finally:
+        if fd is not None and not terminal:
+            os.close(fd)
+
+
+async def _ready(
+    fd: int,
+    or_end: asyncio.Future[int] | None,
+    watch: Callable[..., object],
+) -> None:
+    loop = asyncio.get_running_loop()
+    ready: asyncio.Future[None] = loop.create_future()
+    remove = loop.remove_writer if watch == loop.add_writer else loop.remove_reader
+
+    def wake(*_: object) -> None:
+        if not ready.done():
+            ready.set_result(None)
+
+    watch(fd, wake)
+    if or_end is not None:
+        or_end.add_done_callback(wake)
+    try:
+        await ready
+    finally:
+        remove(fd)
+        if or_end is not None:
+            or_end.remove_done_callback(wake)

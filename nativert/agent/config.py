@@ -1,0 +1,142 @@
+"""The agent's configuration file: TOML, strict; a key that is not known is refused with its path.
+
+Everything has a default, so an absent file is an empty one. Sizes are in bytes, times in seconds.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import tomllib
+from pathlib import Path
+from typing import Literal
+
+from nativert.errors import Code, DescriptorError, NativertError
+from nativert.fdu.decoding import Part, build
+
+_READ_LIMIT = 1 << 20
+_MIN_REQUESTS = 16
+_MIN_BODY_BYTES = 4096
+
+
+class Tcp(Part, frozen=True, kw_only=True):
+    """Serving on a TCP port too; without TLS on loopback only."""
+
+    address: str
+    certificate: str | None = None
+    key: str | None = None
+    client_ca: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse half a TLS, and an address of the network without one."""
+        tls = (self.certificate, self.key, self.client_ca)
+        if any(tls) and not all(tls):
+            raise DescriptorError(
+                "api.tcp", "certificate, key and client_ca go together: all three, or none"
+            )
+        host, _ = self.endpoint
+        if not self.tls and not ipaddress.ip_address(host).is_loopback:
+            raise DescriptorError(
+                "api.tcp.address",
+                f"{self.address}: without TLS only a loopback address may be served",
+                hint="give certificate, key and client_ca, or use 127.0.0.1",
+            )
+
+    @property
+    def tls(self) -> bool:
+        """Whether clients must show a certificate."""
+        return self.client_ca is not None
+
+    @property
+    def endpoint(self) -> tuple[str, int]:
+        """The IP address and the port."""
+        host, _, port = self.address.rpartition(":")
+        try:
+            ipaddress.ip_address(host.strip("[]"))
+            number = int(port)
+        except ValueError:
+            number = -1
+        if not 0 <= number <= 65535:
+            raise DescriptorError(
+                "api.tcp.address", f"{self.address!r} is not IP:PORT, such as 127.0.0.1:8420"
+            )
+        return host.strip("[]"), number
+
+
+class Api(Part, frozen=True, kw_only=True):
+    """Who may ask, and how much at once."""
+
+    # A group's name or number whose members may do what root may through the API.
+    group: str | int | None = None
+    max_requests: int = 2048
+    max_streams: int = 512
+    max_body_bytes: int = 1 << 20
+    # For a request's head and body, and for a client that does not read what it asked for.
+    client_timeout_s: float = 30.0
+    tcp: Tcp | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse bounds that nothing fits into."""
+        for name, least in (
+            ("max_requests", _MIN_REQUESTS),
+            ("max_streams", 1),
+            ("max_body_bytes", _MIN_BODY_BYTES),
+        ):
+            if getattr(self, name) < least:
+                raise DescriptorError(f"api.{name}", f"must be at least {least}")
+        if self.client_timeout_s <= 0:
+            raise DescriptorError("api.client_timeout_s", "must be more than 0")
+
+
+class Monitor(Part, frozen=True, kw_only=True):
+    """How often every running instance is measured."""
+
+    interval_s: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuse what would keep a processor busy."""
+        if not 0.1 <= self.interval_s <= 3600:
+            raise DescriptorError("monitor.interval_s", "must be between 0.1 and 3600")
+
+
+class Plugins(Part, frozen=True, kw_only=True):
+    """Which runtime plugins are loaded beside the native one."""
+
+    # Where their manifests are, as fog05 has them; etc/nativert/plugins unless told.
+    directory: str | None = None
+
+
+class Config(Part, frozen=True, kw_only=True):
+    """The whole file."""
+
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    # Whether SIGTERM ends the instances too. They go on otherwise.
+    stop_all: bool = False
+    api: Api = Api()
+    monitor: Monitor = Monitor()
+    plugins: Plugins = Plugins()
+
+
+def parse(data: bytes, *, source: str) -> Config:
+    """Return the configuration in *data*; NativertError(DESCRIPTOR) names file and key."""
+    try:
+        tree = tomllib.loads(data.decode())
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as e:
+        raise NativertError(f"{source}: {e}", code=Code.DESCRIPTOR) from None
+    try:
+        return build(tree, Config)
+    except DescriptorError as e:
+        raise NativertError(f"{source}: {e.message}", code=Code.DESCRIPTOR, hint=e.hint) from None
+
+
+def read(path: Path, *, needed: bool) -> Config:
+    """Return the configuration in *path*, the default one if it is absent and not *needed*."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(_READ_LIMIT)
+    except FileNotFoundError:
+        if needed:
+            raise NativertError(f"{path}: no such file", code=Code.DESCRIPTOR) from None
+        return Config()
+    except OSError as e:
+        raise NativertError(f"{path}: {e.strerror}", code=Code.DESCRIPTOR) from None
+    return parse(data, source=str(path))

@@ -1,0 +1,29 @@
+"""`agent`: the node as a service in the foreground."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from nativert.cli import context
+from nativert.cli.context import Session, pass_session
+
+
+@context.command("agent")
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Read this file instead of etc/nativert/config.toml.",
+)
+@click.option("--stop-all", is_flag=True, help="End the instances too when the agent ends.")
+@pass_session
+def agent(session: Session, config: Path | None, stop_all: bool) -> None:
+    """Serve this node: its API, its metrics, what needs somebody alive.
+
+    TERM and INT end it and leave the instances running; HUP reads the configuration again.
+    """
+    from nativert.agent.service import serve
+
+    serve(session.root, here=session.here, config=config, stop_all=stop_all)

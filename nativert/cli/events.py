@@ -1,0 +1,53 @@
+"""`events`: what has happened on this node, and what happens."""
+
+from __future__ import annotations
+
+import time
+
+import click
+
+from nativert.cli import context, output
+from nativert.cli.context import Session, pass_session
+from nativert.runtime.views import Event
+
+_PAGE = 500
+_WAIT_S = 20.0
+
+
+@context.command("events")
+@click.option("-f", "--follow", is_flag=True, help="Go on with what happens from now on.")
+@click.option(
+    "--after",
+    type=click.IntRange(min=0),
+    default=0,
+    metavar="SEQ",
+    help="Only events with numbers above this one.",
+)
+@pass_session
+def events(session: Session, follow: bool, after: int) -> None:
+    """Print what has happened, the oldest first.
+
+    With -o json: one object per line. Its `seq` is what --after takes.
+    """
+    with session.node() as node:
+        while True:
+            page = node.events(after, limit=_PAGE)
+            if not page and follow:
+                page = node.wait_events(after, _WAIT_S, limit=_PAGE)
+            for event in page:
+                _print(session, event)
+                after = event.seq
+            if not page and not follow:
+                return
+
+
+def _print(session: Session, event: Event) -> None:
+    if session.json:
+        output.json_line(event)
+        return
+    at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event.time))
+    told = event.data.get("message")
+    if not isinstance(told, str):
+        told = " ".join(f"{k}={v}" for k, v in event.data.items() if v is not None)
+    who = event.name or event.instance or output.UNKNOWN
+    output.line(output.printable(f"{event.seq}  {at}  {who}  {event.kind}  {told}".rstrip()))

@@ -1,0 +1,1 @@
+"""The fog05 runtime plugin, and the objects through which plugins reach a node."""

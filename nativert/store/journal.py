@@ -1,0 +1,160 @@
+"""The file of the store, one transaction after the other, and the events in it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final, Self, TypeVar
+
+from nativert.errors import NativertError
+from nativert.store import database, events, reserve
+from nativert.store.events import MAX_EVENTS, Outbox, Pending
+from nativert.store.paths import Paths
+from nativert.store.rows import Event
+
+if TYPE_CHECKING:
+    import sqlite3
+
+_T = TypeVar("_T")
+# How soon a wait sees what another process has written.
+_LOOK_S: Final = 0.2
+
+
+class Journal:
+    """One connection for all threads of a process; each method is one transaction."""
+
+    def __init__(self, paths: Paths) -> None:
+        self._path = paths.database
+        self._mutex = threading.RLock()
+        self._outbox = Outbox()
+        self._committed = threading.Condition()
+        self._commits = 0
+        self._connection = database.connect(self._path, lock=paths.run / "store.lock")
+
+    def close(self) -> None:
+        """Write the events that wait and close the file; safe to call again."""
+        self._outbox.close()
+        try:
+            self.flush()
+        except NativertError:
+            pass  # No room for them: the next agent's look says what they would have said.
+        with self._mutex, database.typed_errors(self._path):
+            self._connection.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def append_event(self, instance: str, kind: str, json: str) -> int:
+        """Add one event in a commit of its own; return its number."""
+        with self._transaction() as connection:
+            return self._append(connection, instance, (kind, json))
+
+    def note(self, instance: str, kind: str, json: str, *, told: str | None = None) -> None:
+        """Add one event soon, in order, without waiting for the disk."""
+        self._outbox.put(Pending(time.time(), instance, kind, json, told), self.flush)
+
+    def events(self, after: int = 0, *, limit: int = 1000) -> list[Event]:
+        """Return at most *limit* events with numbers above *after*, oldest first."""
+        with self._reading() as connection:
+            return events.select(connection, after, limit)
+
+    def wait_events(self, after: int, timeout_s: float, *, limit: int = 1000) -> list[Event]:
+        """Return events above *after*, as soon as there are some; none after *timeout_s*.
+
+        Those of other processes are seen within a fifth of a second.
+        """
+        deadline = time.monotonic() + timeout_s
+        while True:
+            commits = self._commits
+            found = self.events(after, limit=limit)
+            left_s = deadline - time.monotonic()
+            if found or left_s <= 0:
+                return found
+            with self._committed:
+                if self._commits == commits:
+                    self._committed.wait(min(left_s, _LOOK_S))
+
+    def latest_event(self) -> int:
+        """Return the number of the newest event, 0 if there never was one."""
+        with self._reading() as connection:
+            return events.latest(connection)
+
+    def told(self) -> dict[str, str | None]:
+        """Return the state of each instance that its last event told."""
+        with self._reading() as connection:
+            return dict(connection.execute("SELECT uuid, told FROM instances").fetchall())
+
+    def version(self) -> int:
+        """Return a number that changes when another connection has committed."""
+        with self._reading() as connection:
+            return int(connection.execute("PRAGMA data_version").fetchone()[0])
+
+    def flush(self) -> None:
+        """Write now what `note` has left for later."""
+        with self._mutex:
+            if not self._outbox.empty():
+                with self._transaction():
+                    pass  # Every transaction takes them along.
+
+    def check(self) -> list[str]:
+        """Return what SQLite finds wrong with the file, for doctor; it reads all of it."""
+        with self._reading() as connection:
+            found = [str(row[0]) for row in connection.execute("PRAGMA integrity_check")]
+        return [] if found == ["ok"] else found
+
+    def _with_reserve(self, change: Callable[[], _T]) -> _T:
+        try:
+            return change()
+        except database.FullDiskError:
+            # On a full disk instances can be stopped and removed; nothing new is let in.
+            if not reserve.give_up(self._path):
+                raise
+            return change()
+
+    @contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        with self._mutex, database.typed_errors(self._path):
+            yield self._connection
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        connection = self._connection
+        with self._mutex, database.typed_errors(self._path):
+            # IMMEDIATE: a transaction that starts by reading cannot always become a writer.
+            connection.execute("BEGIN IMMEDIATE")
+            waiting = self._outbox.take()
+            try:
+                # What was noted before comes before.
+                events.append(connection, waiting, keep=MAX_EVENTS)
+                yield connection
+                connection.execute("COMMIT")
+            except BaseException:
+                self._outbox.give_back(waiting)
+                self._rolled_back()
+                # A full disk or an I/O error has rolled back by itself.
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                raise
+        with self._committed:
+            self._commits += 1
+            self._committed.notify_all()
+
+    def _rolled_back(self) -> None:
+        """Forget what was kept of a transaction that did not happen."""
+
+    def _append(
+        self,
+        connection: sqlite3.Connection,
+        instance: str,
+        event: tuple[str, str] | None,
+        told: str | None = None,
+    ) -> int:
+        if event is None:
+            return 0
+        pending = Pending(time.time(), instance, *event, told)
+        return events.append(connection, [pending], keep=MAX_EVENTS)
