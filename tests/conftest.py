@@ -30,6 +30,7 @@ settings.load_profile("nativert")
 # "1/2": this is the first of two machines that share the tests.
 SHARD = os.environ.get("NATIVERT_SHARD", "")
 OTHERS = pytest.StashKey[int]()
+SELECTED = pytest.StashKey[int]()
 
 # What was seen for the first time after which test; the session's verdict names the culprit.
 _first_seen: dict[str, str] = {}
@@ -81,6 +82,25 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     nothing = exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED
     if nothing and session.config.stash.get(OTHERS, 0):
         session.exitstatus = pytest.ExitCode.OK
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    session.config.stash[SELECTED] = len(session.items)
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """Print the line that .ci/run adds up: tests, where pytest itself counts their parts."""
+    seen = {
+        word: {report.nodeid for report in terminalreporter.stats.get(word, ())}
+        for word in ("passed", "failed", "error", "skipped")
+    }
+    failed = seen["failed"] | seen["error"]
+    terminalreporter.write_line(
+        f"tests: selected {config.stash.get(SELECTED, 0)}, passed {len(seen['passed'] - failed)},"
+        f" failed {len(failed)}, skipped {len(seen['skipped'])}"
+    )
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -11,7 +11,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
@@ -31,8 +31,13 @@ _T = TypeVar("_T")
 _Rows = list[Instance]
 _NDJSON: Final = "application/x-ndjson"
 _KEPT: Final = 4
+_CHUNK: Final = 65536
 # How long an agent that has too much to do is asked again.
 _PATIENCE_S: Final = 30.0
+
+
+class LostError(NativertError):
+    """The connection ended before the answer."""
 
 
 class _Nothing(msgspec.Struct):
@@ -151,8 +156,20 @@ class Client:
         self._ask("POST", f"{_one(ref)}/kill", _Nothing, {"signal": int(number)})
 
     def wait(self, ref: str, *, timeout_s: float | None = None) -> Instance:
-        """Wait until the application has ended; NativertError(TIMEOUT)."""
-        return self._ask("POST", f"{_one(ref)}/wait", Instance, {"timeout_s": timeout_s})
+        """Wait until the application has ended; NativertError(TIMEOUT).
+
+        A wait goes on when the agent ends: with the next one, or without.
+        """
+        left_s, began = timeout_s, time.monotonic()
+        while True:
+            try:
+                return self._ask("POST", f"{_one(ref)}/wait", Instance, {"timeout_s": left_s})
+            except LostError:
+                if timeout_s is not None:
+                    left_s = max(0.0, timeout_s - (time.monotonic() - began))
+                if not self._serves():
+                    with self._direct() as node:
+                        return node.wait(ref, timeout_s=left_s)
 
     def exec(
         self,
@@ -172,12 +189,27 @@ class Client:
             return node.exec(ref, argv, stdio=stdio, tty=tty, env=env)
 
     def logs(self, ref: str, *, follow: bool = False, tail: int | None = None) -> Iterator[LogLine]:
-        """Yield the log of the instance's runs; with *follow* until the application ends."""
-        asked = {"follow": "true"} if follow else {}
-        if tail is not None:
-            asked["tail"] = str(tail)
-        for line in self._lines("GET", f"{_one(ref)}/logs?{urlencode(asked)}"):
-            yield msgspec.convert(line, LogLine)
+        """Yield the log of the instance's runs; with *follow* until the application ends.
+
+        It goes on where it was when the agent ends, or has dropped a reader that was too slow.
+        """
+        place = _Place()
+        while True:
+            asked = {"follow": "true"} if follow else {}
+            if tail is not None and not place.known:
+                asked["tail"] = str(tail)
+            lines = self._lines("GET", f"{_one(ref)}/logs?{urlencode(asked)}")
+            try:
+                yield from place.beyond(msgspec.convert(line, LogLine) for line in lines)
+                return
+            except LostError:
+                if not follow:
+                    raise
+            if not self._serves():
+                with self._direct() as node:
+                    again = None if place.known else tail
+                    yield from place.beyond(node.logs(ref, follow=True, tail=again))
+                return
 
     # -- questions ---------------------------------------------------------------------
 
@@ -204,6 +236,10 @@ class Client:
         """Return events above *after*, as soon as there are some; none after *timeout_s*."""
         target = f"/v1/events?after={after}&limit={limit}&wait={timeout_s}"
         return [msgspec.convert(line, Event) for line in self._lines("GET", target)]
+
+    def latest_event(self) -> int:
+        """Return the number of the newest event: from here on, only new ones come."""
+        return self._ask("GET", "/v1/events/latest", dict[str, int])["seq"]
 
     def version(self) -> dict[str, str | int]:
         """Return who serves: versions, node, pid."""
@@ -235,8 +271,12 @@ class Client:
         connection, response = self._request(method, target, None)
         whole = False
         try:
-            while line := response.readline():
-                yield msgspec.json.decode(line)
+            rest = b""
+            # Not readline: it takes a connection that breaks off for the end of the answer.
+            while data := response.read1(_CHUNK):
+                *lines, rest = (rest + data).split(b"\n")
+                for line in lines:
+                    yield msgspec.json.decode(line)
             whole = True
         except (OSError, http.client.HTTPException, msgspec.DecodeError):
             raise self._lost() from None
@@ -290,9 +330,19 @@ class Client:
                 return
         connection.close()
 
+    def _serves(self) -> bool:
+        """Tell whether an agent answers again."""
+        connection = _Connection(self._path)
+        try:
+            connection.connect()
+        except OSError:
+            return False
+        self._keep(connection)
+        return True
+
     @staticmethod
-    def _lost() -> NativertError:
-        return NativertError(
+    def _lost() -> LostError:
+        return LostError(
             "the agent went away before it had answered",
             code=Code.NO_AGENT,
             hint="nativert ps -a tells what came of it",
@@ -303,6 +353,32 @@ class Client:
     def list(self) -> list[Instance]:
         """Return every instance, in the order of definition."""
         return self._ask("GET", "/v1/instances", _Rows)
+
+
+class _Place:
+    """Where the reader of a log is: the last line's time, and how many lines had that time."""
+
+    def __init__(self) -> None:
+        self._time = ""
+        self._same = 0
+
+    @property
+    def known(self) -> bool:
+        """Whether something has been read."""
+        return bool(self._time)
+
+    def beyond(self, lines: Iterable[LogLine]) -> Iterator[LogLine]:
+        """Yield what comes after this place, and move on with it."""
+        since, skip = self._time, self._same
+        for line in lines:
+            if line.time < since:
+                continue
+            if line.time == since and skip:
+                skip -= 1
+                continue
+            self._same = self._same + 1 if line.time == self._time else 1
+            self._time = line.time
+            yield line
 
 
 def _one(ref: str) -> str:

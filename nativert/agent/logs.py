@@ -1,46 +1,37 @@
 """The agent's own log on stderr: one line an event, with the fields of the instance it is about.
 
-Under systemd each line begins with its level, as sd-daemon(3) has it, and the journal adds the
-time; elsewhere the line begins with time and level.
+Under systemd it goes to the journal, whose fields the values become; see `journal.py`.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import sys
+
+from nativert.agent.journal import FIELDS, JournalHandler
 
 LOGGER = logging.getLogger("nativert")
-_FIELDS = ("instance", "fdu", "status", "code", "plugin")
-_PRIORITIES = (
-    (logging.ERROR, "<3>"),
-    (logging.WARNING, "<4>"),
-    (logging.INFO, "<6>"),
-    (logging.NOTSET, "<7>"),
-)
 
 
 class Formatter(logging.Formatter):
     """`message key=value ...`, on one line whatever is in it."""
 
-    def __init__(self, *, journal: bool) -> None:
+    def __init__(self, *, stamped: bool) -> None:
         super().__init__("%(asctime)s %(levelname)s %(message)s")
-        self._journal = journal
+        self._stamped = stamped
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line of one record."""
         text = record.getMessage()
-        for name in _FIELDS:
+        for name in FIELDS:
             value = getattr(record, name, None)
             if value is not None:
                 text += f" {name}={value}"
         if record.exc_info:
             text += f": {self.formatException(record.exc_info)}"
-        # The journal takes a line end for the end of the entry.
         text = text.replace("\n", " | ")
-        if self._journal:
-            prefix = next(p for level, p in _PRIORITIES if record.levelno >= level)
-            return prefix + text
+        if not self._stamped:
+            return text
         return f"{self.formatTime(record)} {record.levelname.lower()} {text}"
 
 
@@ -52,9 +43,12 @@ def under_journal() -> bool:
 
 
 def configure(level: str) -> None:
-    """Send the agent's log to stderr from *level* on; may be called again."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(Formatter(journal=under_journal()))
+    """Send the agent's log to the journal or to stderr from *level* on; may be called again."""
+    journal = under_journal()
+    handler: logging.Handler = JournalHandler() if journal else logging.StreamHandler()
+    handler.setFormatter(Formatter(stamped=not journal))
+    for former in LOGGER.handlers:
+        former.close()
     LOGGER.handlers[:] = [handler]
     LOGGER.propagate = False
     LOGGER.setLevel(level.upper())

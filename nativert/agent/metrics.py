@@ -61,7 +61,7 @@ class _Node(Collector):
         yield from self._agent()
 
     def _instances(self) -> Iterator[Metric]:
-        rows = self._core.node.list()
+        rows = self._core.sampler.rows()
         states = GaugeMetricFamily("nativert_instances", "Instances by state.", labels=["state"])
         for state in _STATES:
             states.add_metric([state], sum(row.state == state for row in rows))

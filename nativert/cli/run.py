@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
@@ -45,7 +46,8 @@ def run(
     """Define, configure and start an application; stream its log.
 
     Ctrl-C, TERM or HUP stop it; a second Ctrl-C kills it. After its end the instance is cleaned
-    and undefined. The exit code is the application's, 128+n when signal n ended it.
+    and undefined. The exit code is the application's, 128+n when signal n ended it; with a
+    restart policy that of the last attempt.
     """
     accepted = context.read_descriptor(descriptor)
     if bind_here:
@@ -54,15 +56,26 @@ def run(
     # From here to the end signals wait in the queue, except where one may interrupt.
     with delivered(events.put), session.node() as node:
         row = node.define(accepted, name=name)
-        try:
-            row = _start(node, row, dict(env), events)
-        except BaseException as e:
-            _discard(node, row, e)
-            raise
-        if detach:
-            _print_started(session, row)
-            return 0
-        return _foreground(node, row, events, keep=keep)
+        with _attended(node, row, accepted, detach=detach):
+            try:
+                row = _start(node, row, dict(env), events)
+            except BaseException as e:
+                _discard(node, row, e)
+                raise
+            if detach:
+                _print_started(session, row)
+                return 0
+            return _foreground(node, row, events, accepted, keep=keep)
+
+
+def _attended(
+    node: Facade, row: Instance, accepted: Descriptor, *, detach: bool
+) -> AbstractContextManager[None]:
+    if detach or not accepted.attended:
+        return nullcontext()
+    from nativert.runtime.supervision.foreground import attended
+
+    return attended(node, row.instance)
 
 
 def _with_this_directory(descriptor: Descriptor) -> Descriptor:
@@ -110,8 +123,16 @@ def _print_started(session: Session, row: Instance) -> None:
         output.line(row.instance)
 
 
-def _foreground(node: Facade, row: Instance, events: SimpleQueue[Event], *, keep: bool) -> int:
-    watch = Watch(node, row.instance, events)
+def _foreground(
+    node: Facade,
+    row: Instance,
+    events: SimpleQueue[Event],
+    accepted: Descriptor,
+    *,
+    keep: bool,
+) -> int:
+    restarts = accepted.native.restart.policy != "never"
+    watch = Watch(node, row.instance, events, restarts=restarts)
     try:
         ended = watch.until_the_end()
     except (NativertError, OSError) as e:

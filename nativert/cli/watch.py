@@ -8,11 +8,12 @@ all report to one queue, which the main thread reads.
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from queue import SimpleQueue
 from threading import Thread
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nativert.cli.output import StdoutClosedError
 from nativert.cli.relay import Relay
@@ -38,6 +39,9 @@ class Stopped:
     """The stop that was asked for is done, or was not needed."""
 
 
+# Between two looks whether the next attempt has begun.
+_LOOK_S = 0.2
+
 # A number is a signal, an Instance the one that ended.
 Event = int | Instance | Drained | ReaderGone | Stopped | Exception
 
@@ -45,10 +49,13 @@ Event = int | Instance | Drained | ReaderGone | Stopped | Exception
 class Watch:
     """Follows one instance until its application ended and the log is drained."""
 
-    def __init__(self, node: Facade, instance: str, events: SimpleQueue[Event]) -> None:
+    def __init__(
+        self, node: Facade, instance: str, events: SimpleQueue[Event], *, restarts: bool = False
+    ) -> None:
         self._node = node
         self._instance = instance
         self._events = events
+        self._restarts = restarts
         self.stopping = False
 
     def until_the_end(self) -> Instance:
@@ -100,7 +107,16 @@ class Watch:
         return Drained()
 
     def _await_end(self) -> Event:
-        return self._node.wait(self._instance)
+        ended = self._node.wait(self._instance)
+        # With a restart policy the answer is the end of the last attempt.
+        while self._restarts and self._waits():
+            time.sleep(_LOOK_S)
+            ended = self._node.wait(self._instance)
+        return ended
+
+    def _waits(self) -> bool:
+        native: Any = self._node.inspect(self._instance)["native"]
+        return bool(native["restart"]["waits"])
 
     def _stop(self) -> None:
         if not self.stopping:

@@ -10,13 +10,20 @@ import errno
 import os
 import select
 import signal
+from typing import Final
+
+# Of /proc/pid/stat without the pid and the name; see proc_pid_stat(5).
+_STATE, _FLAGS, _START = 0, 6, 19
+_PF_EXITING: Final = 0x4
 
 
 def start_time(pid: int) -> int | None:
-    """Return the start time in clock ticks since boot, or None if there is no such process.
+    """Return the start time in clock ticks since boot, or None if there is no such process."""
+    fields = _stat(pid)
+    return None if fields is None else int(fields[_START])
 
-    Field 22 of /proc/pid/stat; see proc(5).
-    """
+
+def _stat(pid: int) -> list[bytes] | None:
     try:
         fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
     except (FileNotFoundError, ProcessLookupError):
@@ -28,7 +35,7 @@ def start_time(pid: int) -> int | None:
     finally:
         os.close(fd)
     # The second field is the name in parentheses and may itself hold blanks and ")".
-    return int(stat[stat.rindex(b")") + 2 :].split()[19])
+    return stat[stat.rindex(b")") + 2 :].split()
 
 
 def ended(pidfd: int) -> bool:
@@ -40,6 +47,11 @@ def ended(pidfd: int) -> bool:
 
 def open_pidfd(pid: int, start: int) -> int | None:
     """Return a pidfd of the process that started at *start*, or None if it is gone."""
+    held = _hold(pid, start)
+    return None if held is None else held[0]
+
+
+def _hold(pid: int, start: int) -> tuple[int, list[bytes]] | None:
     try:
         pidfd = os.pidfd_open(pid)
     except OSError as e:
@@ -48,8 +60,9 @@ def open_pidfd(pid: int, start: int) -> int | None:
             return None
         raise
     # Read after the pidfd is held: from here on the pid cannot change its meaning.
-    if start_time(pid) == start and not ended(pidfd):
-        return pidfd
+    fields = _stat(pid)
+    if fields is not None and int(fields[_START]) == start and not ended(pidfd):
+        return pidfd, fields
     os.close(pidfd)
     return None
 
@@ -58,11 +71,14 @@ def alive(pid: int | None, start: int | None) -> bool:
     """Tell whether the process that had *pid* since *start* still runs."""
     if pid is None or start is None:
         return False
-    pidfd = open_pidfd(pid, start)
-    if pidfd is None:
+    held = _hold(pid, start)
+    if held is None:
         return False
+    pidfd, fields = held
     os.close(pidfd)
-    return True
+    # A killed PID 1 ends after all others of its namespace: never, while the v1 freezer holds
+    # one of them. A zombie is a first thread whose others live on.
+    return fields[_STATE] == b"Z" or not int(fields[_FLAGS]) & _PF_EXITING
 
 
 def open_files(pid: int) -> list[str]:

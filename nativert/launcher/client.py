@@ -96,12 +96,25 @@ class Channel:
         return message, fds
 
     def quiet(self) -> bool:
-        """Tell whether it can be used for another call: open, and nothing left unread."""
+        """Tell whether it can be used for another call: open, and nothing left unread.
+
+        The end of an application that was followed is read here.
+        """
         if self.sock.fileno() < 0:
             return False
         poll = select.poll()
         poll.register(self.sock, select.POLLIN)
-        return not poll.poll(0)
+        while poll.poll(0):
+            try:
+                message, fds = protocol.receive(self.sock)
+            except (OSError, EOFError, ValueError):
+                return False
+            for fd in fds:
+                os.close(fd)
+            if message.get("event") != "end":
+                return False
+            self.follows = False
+        return True
 
     def close(self) -> None:
         """Close the connection."""

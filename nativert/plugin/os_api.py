@@ -205,7 +205,8 @@ class LocalOsApi:
 def _absolute(text: str) -> Path:
     if not text.startswith("/"):
         raise OSError(errno.EINVAL, "not an absolute path", text)
-    return Path(os.path.normpath(text))
+    # POSIX lets two slashes at the front mean something else, and normpath leaves them.
+    return Path("/" + os.path.normpath(text).lstrip("/"))
 
 
 def _pid(pid: int) -> int:

@@ -99,11 +99,6 @@ class Publisher:
         with self._changed:
             return {instance: status for instance, (status, _) in self._published.items()}
 
-    def held(self, instance: str) -> bool:
-        """Return whether an error of the instance is being shown."""
-        with self._changed:
-            return instance in self._held
-
     def flush(self, timeout_s: float = 10.0) -> bool:
         """Wait until what was asked for is published; False after *timeout_s*."""
         with self._changed:

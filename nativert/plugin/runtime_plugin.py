@@ -69,10 +69,17 @@ class NativePlugin:
     # -- the plugin's life ---------------------------------------------------------------
 
     def start_runtime(self) -> None:
-        """Publish what there is, take requests, and say that the plugin is there."""
+        """Publish what there is, take requests, and say that the plugin is there; once."""
         if self._publisher is not None:
             raise NativertError(f"plugin {self.name} runs already", code=Code.FAILED)
         self.wait_dependencies()
+        try:
+            self._start()
+        except BaseException:
+            self.stop_runtime()
+            raise
+
+    def _start(self) -> None:
         self._evals = InstanceEvals(
             self._connector,
             self._runtime,

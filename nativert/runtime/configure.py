@@ -30,6 +30,7 @@ from nativert.runtime import admission, etc, execute, program, release, root, us
 from nativert.runtime import limits as limits_of
 from nativert.runtime.context import Context, cgroup_name, descriptor_of
 from nativert.runtime.failpoints import failpoint
+from nativert.runtime.interfaces import interface_requests
 from nativert.runtime.observe import Observed
 from nativert.runtime.protocols import Attached, InterfaceRequest, PortRequest, Progress
 from nativert.store import boot
@@ -334,19 +335,7 @@ def _plan(
 
 def _network(context: Context, row: Row, descriptor: Descriptor, facts: Facts, netns: int) -> Facts:
     network = context.network
-    wanted = {interface.name: interface for interface in descriptor.interfaces}
-    requests = [
-        InterfaceRequest(
-            name=given.name,
-            link=context.link_name(given.link),
-            address=given.address,
-            prefix=context.identity.subnet.prefixlen,
-            gateway=context.identity.gateway,
-            mac=wanted[given.name].mac_address or None,
-            bandwidth_mbit=wanted[given.name].virtual_interface.bandwidth,
-        )
-        for given in row.interfaces
-    ]
+    requests = interface_requests(context, row, descriptor)
     with step(row.name, "network", Code.NETWORK):
         network.prepare()
         _wait_gone(context, requests)

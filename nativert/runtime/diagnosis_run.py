@@ -56,7 +56,8 @@ class Inquiry:
         told = kernel.fate(kernel.records(facts.started_at), facts.init_pid)
         if told or facts.launcher_pid is None:
             return told
-        return "" if os.path.exists(f"/proc/{facts.launcher_pid}") else "ended with its launcher"
+        gone = not os.path.exists(f"/proc/{facts.launcher_pid}")
+        return "ended (so has its launcher)" if gone else ""
 
     def _pid(self) -> int | None:
         if self._facts.started_at is None:

@@ -50,6 +50,10 @@ class ExecSession:
         self._channel = channel
         self.master = master
 
+    def fileno(self) -> int:
+        """Return the descriptor that is readable when its end has come."""
+        return self._channel.sock.fileno()
+
     def wait(self) -> int:
         """Wait for its end; return its exit code, 128+n on signal n."""
         try:

@@ -137,6 +137,10 @@ class Facade(Protocol):
         """Return events above *after*, as soon as there are some; none after *timeout_s*."""
         ...
 
+    def latest_event(self) -> int:
+        """Return the number of the newest event: from here on, only new ones come."""
+        ...
+
     def gc(self, *, dry_run: bool = False) -> list[Leftover]:
         """Remove what carries this node's tag and belongs to no instance."""
         ...

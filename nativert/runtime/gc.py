@@ -19,7 +19,7 @@ from nativert.isolation.cgroups.driver import LAUNCHER
 from nativert.runtime import observe as observing
 from nativert.runtime import release
 from nativert.runtime.context import Context, cgroup_name
-from nativert.runtime.protocols import Attached
+from nativert.runtime.protocols import Attached, Mending
 from nativert.runtime.views import Leftover
 from nativert.store import boot
 from nativert.store.durable import Row
@@ -43,6 +43,7 @@ def collect(context: Context, *, dry_run: bool) -> list[Leftover]:
         *_processes(context),
         *_cgroups(context),
         *_links(context),
+        *_rules(context),
         *_directories(context),
         *_locks(context),
     ]
@@ -53,11 +54,14 @@ def collect(context: Context, *, dry_run: bool) -> list[Leftover]:
     # not known to be left over is touched then.
     blind = any("uuid" in row.corrupt for row in rows)
     links = {context.link_name(i.link): row.uuid for row in rows for i in row.interfaces}
+    addresses = {i.address: row.uuid for row in rows for i in row.interfaces}
     configured = {row.uuid for row in rows if row.corrupt or _has_facts(context, row.uuid)}
     known = {row.uuid for row in rows}
     found = []
     for trace in traces:
-        uuid = links.get(trace.name) if trace.kind == "link" else trace.uuid
+        uuid = trace.uuid
+        if trace.kind in ("link", "rule"):
+            uuid = (links if trace.kind == "link" else addresses).get(trace.name)
         kept = uuid in configured or (uuid in known and trace.kind in ("data", "lock"))
         if not kept and not (blind and uuid not in known):
             kind = "directory" if trace.kind == "data" else trace.kind
@@ -140,6 +144,12 @@ def _links(context: Context) -> Iterator[_Trace]:
     for link in context.network.links():
         attached = [Attached("", link, 0, "", "")]
         yield _Trace("link", link, None, partial(context.network.detach, attached))
+
+
+def _rules(context: Context) -> Iterator[_Trace]:
+    if isinstance(context.network, Mending):
+        for address in context.network.published_addresses():
+            yield _Trace("rule", address, None, partial(context.network.withdraw, address))
 
 
 def _directories(context: Context) -> Iterator[_Trace]:

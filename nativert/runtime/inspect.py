@@ -8,15 +8,23 @@ import msgspec
 
 from nativert.fdu import descriptor as descriptors
 from nativert.fdu import record as records
+from nativert.fdu import restart
 from nativert.runtime import limits as limits_of
 from nativert.runtime.context import Context, cgroup_name, descriptor_of
 from nativert.runtime.observe import Observed
+from nativert.runtime.protocols import Supervision
+from nativert.runtime.supervision import acts
 from nativert.runtime.users import ID_COUNT
 from nativert.runtime.views import Figures, Instance
+from nativert.store.durable import Row
 
 
 def inspect(
-    context: Context, seen: Observed, instance: Instance, figures: Figures
+    context: Context,
+    seen: Observed,
+    instance: Instance,
+    figures: Figures,
+    supervision: Supervision | None,
 ) -> dict[str, object]:
     """Return the record with the true status, interfaces and figures."""
     row, facts = seen.row, seen.facts
@@ -52,8 +60,22 @@ def inspect(
         "cgroup": f"{context.driver.parent}/{cgroup_name(row.uuid)}",
         "init_pid": None if facts is None else facts.init_pid,
         "created_at": row.created_at,
+        "wanted": row.wanted,
+        "restart": _restart(row),
+        "health": None if supervision is None else supervision.health(row.uuid),
     }
     return answer
+
+
+def _restart(row: Row) -> dict[str, object]:
+    retry = restart.decode(row.retry)
+    decided = retry is not None and retry.run == row.run_count
+    return {
+        "waits": acts.waits(row),
+        "failures": 0 if retry is None else retry.failures,
+        "next_attempt_at": retry.at if retry is not None and decided else None,
+        "reason": retry.reason if retry is not None and decided else "",
+    }
 
 
 def _hypervisor_info(seen: Observed, figures: Figures) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import select
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -43,8 +43,17 @@ def read(directory: Path, *, tail: int | None = None) -> Iterator[LogLine]:
         yield from chain.read() if tail is None else deque(chain.read(), maxlen=tail)
 
 
-def follow(directory: Path, *, tail: int | None, running: Callable[[], bool]) -> Iterator[LogLine]:
-    """Yield what is stored and then what comes, until *running* says no and all is read."""
+def follow(
+    directory: Path,
+    *,
+    tail: int | None,
+    running: Callable[[], bool],
+    waits: Callable[[], object] = lambda: None,
+) -> Generator[LogLine, None, None]:
+    """Yield what is stored and then what comes, until *running* says no and all is read.
+
+    *waits* is called each time when all is read and more is waited for.
+    """
     watch = inotify_init1()
     chain = _Chain(directory)
     try:
@@ -59,6 +68,7 @@ def follow(directory: Path, *, tail: int | None, running: Callable[[], bool]) ->
             yield from chain.read()
             if not goes_on:
                 return
+            waits()
             if poll.poll(_LOOK_S * 1000):
                 try:
                     os.read(watch, 65536)

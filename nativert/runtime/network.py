@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import ipaddress
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
@@ -154,6 +154,29 @@ class BridgeNetwork:
                 hint="load the module sch_tbf, or leave the bandwidth out",
             ) from e
 
+    def mend(
+        self, attached: Sequence[Attached], ports: Mapping[str, Sequence[PortRequest]]
+    ) -> list[str]:
+        """Put back what was taken away; return what that was, in words."""
+        mended: list[str] = []
+        wanted = [_published(address, each) for address in ports for each in ports[address]]
+        if problem := self._table.problem(wanted):
+            self._table.rebuild(wanted)
+            mended.append(f"packet filter: {problem}")
+        bridge = self._links.find(self.bridge)
+        if bridge is None or not bridge.up:
+            mended.append(f"bridge {self.bridge} was {'removed' if bridge is None else 'down'}")
+            self.prepare()
+        master = self._links.index_of(self.bridge)
+        if master is None:
+            raise OSError(errno.ENODEV, "no such bridge", self.bridge)
+        on_bridge = self._links.members(master)
+        for each in attached:
+            if each.link not in on_bridge and self._links.name_of(each.index) == each.link:
+                self._links.enslave(each.index, each.link, master)
+                mended.append(f"link {each.link} was taken off the bridge")
+        return mended
+
     def detach(self, attached: Sequence[Attached]) -> None:
         """Cut the interfaces off now, delete them in the background; safe twice.
 
@@ -233,6 +256,10 @@ class BridgeNetwork:
     def published(self) -> tuple[Published, ...]:
         """Return every published port, as the kernel has them."""
         return tuple(self._table.ports())
+
+    def published_addresses(self) -> set[str]:
+        """Return the addresses that ports of the host lead to."""
+        return {port.address for port in self._table.ports()}
 
     def withdraw(self, address: str) -> None:
         """Take back every port published to the address and end the flows; safe twice."""

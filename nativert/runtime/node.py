@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 import uuid as uuids
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -25,7 +25,7 @@ from nativert.fdu import record as records
 from nativert.fdu.descriptor import Descriptor
 from nativert.fdu.states import Event, Operation, State, allowed, next_state
 from nativert.runtime import clean as cleaning
-from nativert.runtime import data, edges, execute, logs
+from nativert.runtime import edges, execute
 from nativert.runtime import pause as pauses
 from nativert.runtime import run as runs
 from nativert.runtime import scale as scales
@@ -35,13 +35,11 @@ from nativert.runtime.failpoints import failpoint
 from nativert.runtime.hold import Holds
 from nativert.runtime.observe import Observed, observe, settle
 from nativert.runtime.protocols import NetworkManager, Os, Progress, Reporter
-from nativert.runtime.sight import Sight
-from nativert.runtime.stats import Monitor
-from nativert.runtime.views import Check, Figures, Instance, Leftover, LogLine
-from nativert.runtime.views import Event as EventView
+from nativert.runtime.questions import Questions
+from nativert.runtime.supervision import acts
+from nativert.runtime.views import Instance
 from nativert.store.durable import Row
 from nativert.store.identity import Identity
-from nativert.store.paths import Paths
 
 # Of what the kernel refuses outside of the steps that name it.
 _CODES: Final = {
@@ -56,7 +54,7 @@ _CODES: Final = {
 }
 
 
-class Node:
+class Node(Questions):
     """One node of this machine. A context manager; may be used by several threads."""
 
     def __init__(
@@ -69,9 +67,7 @@ class Node:
         reporter: Reporter | None = None,
         context: Context | None = None,
     ) -> None:
-        self._context = context or Context(root, here=here, os=os, network=network)
-        self._monitor = Monitor(self._context)
-        self._sight = Sight(self._context)
+        super().__init__(context or Context(root, here=here, os=os, network=network))
         self._holds = Holds(self._context)
         self._reporter = reporter
 
@@ -88,16 +84,6 @@ class Node:
         self, kind: type[BaseException] | None, e: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    @property
-    def identity(self) -> Identity:
-        """Who this node is on its host."""
-        return self._context.identity
-
-    @property
-    def paths(self) -> Paths:
-        """Where this node keeps its things."""
-        return self._context.paths
 
     # -- operations --------------------------------------------------------------------
 
@@ -136,7 +122,7 @@ class Node:
         """Fetch the image; make cgroups, namespaces, root file system, network."""
         from nativert.runtime.configure import configure
 
-        return self._operate(
+        return self.operate(
             ref, Operation.CONFIGURE, lambda seen: configure(self._context, seen, progress=progress)
         )
 
@@ -147,17 +133,25 @@ class Node:
             self._monitor.forget(seen.row.uuid)
             return cleaning.clean(self._context, seen)
 
-        return self._operate(ref, Operation.CLEAN, act)
+        return self.operate(ref, Operation.CLEAN, act)
 
     def run(self, ref: str, *, env: Mapping[str, str] | None = None) -> Instance:
-        """Start the application; *env* is added to the descriptor's."""
-        return self._operate(
-            ref, Operation.RUN, lambda seen: runs.run(self._context, seen, env=env)
-        )
+        """Start the application, and before it what it depends on.
+
+        *env* is added to the descriptor's. NativertError(NO_AGENT) where it asks for
+        somebody who is always there, and nobody is.
+        """
+        self._attended(ref)
+        return self.operate(ref, Operation.RUN, lambda seen: runs.run(self._context, seen, env=env))
 
     def stop(self, ref: str) -> Instance:
-        """Send the stop signal, wait for the grace, kill what is left."""
-        return self._operate(ref, Operation.STOP, lambda seen: runs.stop(self._context, seen))
+        """Send the stop signal, wait for the grace, kill what is left.
+
+        One that has ended and waits to be started again is left as it is.
+        """
+        if acts.withdraw(self, ref):
+            return self.get(ref)
+        return self.operate(ref, Operation.STOP, lambda seen: runs.stop(self._context, seen))
 
     def restart(self, ref: str) -> Instance:
         """Stop and start, with the environment of the last start."""
@@ -169,19 +163,20 @@ class Node:
             next_state(stopped.state, Operation.RUN)
             return runs.run(self._context, stopped, env=env)
 
-        return self._operate(ref, Operation.STOP, again)
+        self._attended(ref)
+        return self.operate(ref, Operation.STOP, again)
 
     def pause(self, ref: str) -> Instance:
         """Freeze the application."""
-        return self._operate(ref, Operation.PAUSE, lambda seen: pauses.pause(self._context, seen))
+        return self.operate(ref, Operation.PAUSE, lambda seen: pauses.pause(self._context, seen))
 
     def resume(self, ref: str) -> Instance:
         """Thaw the application."""
-        return self._operate(ref, Operation.RESUME, lambda seen: pauses.resume(self._context, seen))
+        return self.operate(ref, Operation.RESUME, lambda seen: pauses.resume(self._context, seen))
 
     def scale(self, ref: str, change: Mapping[str, object], *, force: bool = False) -> Instance:
         """Change limits of the running application; keys are the fields of `Limits`."""
-        return self._operate(
+        return self.operate(
             ref,
             Operation.SCALE,
             lambda seen: scales.scale(self._context, seen, change, force=force),
@@ -189,7 +184,7 @@ class Node:
 
     def undefine(self, ref: str) -> None:
         """Forget the instance: nothing of it is left."""
-        self._operate(ref, Operation.UNDEFINE, lambda seen: cleaning.undefine(self._context, seen))
+        self.operate(ref, Operation.UNDEFINE, lambda seen: cleaning.undefine(self._context, seen))
 
     def remove(self, ref: str, *, force: bool = False) -> None:
         """Take the edges down to UNDEFINED.
@@ -202,8 +197,8 @@ class Node:
             cleaning.discard(self._context, row)
             return
         if force:
-            self._operate(row.uuid, None, self._force)
-        state = self._operate(row.uuid, None, lambda seen: seen).state
+            self.operate(row.uuid, None, self._force)
+        state = self.operate(row.uuid, None, lambda seen: seen).state
         if state in (State.RUNNING.value, State.PAUSED.value):
             state = self.stop(row.uuid).state
         if state == State.CONFIGURED.value:
@@ -264,97 +259,21 @@ class Node:
         plan = execute.session_program(descriptor, seen.facts, argv, env, terminal=tty)
         return execute.start(context, row, plan, stdio=stdio, terminal=tty)
 
-    def logs(self, ref: str, *, follow: bool = False, tail: int | None = None) -> Iterator[LogLine]:
-        """Yield the log of the instance's runs; with *follow* until the application ends."""
-        row = self._context.store.find(ref)
-        directory = self._context.paths.instance_lib(row.uuid) / "log"
-        if not follow or not directory.is_dir():
-            return logs.read(directory, tail=tail)
-
-        def running() -> bool:
-            try:
-                seen = observe(self._context, self._context.store.get(row.uuid))
-            except NativertError:
-                return False  # Undefined meanwhile.
-            return seen.state in (State.RUNNING, State.PAUSED, State.SCALING)
-
-        return logs.follow(directory, tail=tail, running=running)
-
-    def ls(self, ref: str, path: str = "") -> list[str]:
-        """Return what a directory below /data holds, directories with a slash at the end."""
-        return data.names(self._data(ref), path)
-
-    def read(self, ref: str, path: str, *, limit: int) -> bytes:
-        """Return a file below /data of at most *limit* bytes; OSError as the kernel says."""
-        return data.read(self._data(ref), path, limit=limit)
-
-    def _data(self, ref: str) -> Path:
-        row = self._context.store.find(ref)
-        return self._context.paths.instance_lib(row.uuid) / "data"
-
-    # -- questions ---------------------------------------------------------------------
-
-    def get(self, ref: str) -> Instance:
-        """Return one instance."""
-        return self._monitor.row(self._sight.look(self._context.store.find(ref)))
-
-    def stats(self, refs: Sequence[str] | None = None) -> list[Figures]:
-        """Return the figures of the given instances, or of all that run."""
-        store = self._context.store
-        if refs:
-            return [self._monitor.figures(self._sight.look(store.find(ref))) for ref in refs]
-        return [
-            self._monitor.figures(seen)
-            for seen in self._sight.looks()
-            if seen.state in (State.RUNNING, State.PAUSED, State.SCALING)
-        ]
-
-    def inspect(self, ref: str) -> dict[str, object]:
-        """Return the fog05 record with the true status, and a ``native`` object beside it."""
-        from nativert.runtime import inspect as inspecting
-
-        seen = self._sight.look(self._context.store.find(ref))
-        return inspecting.inspect(
-            self._context, seen, self._monitor.row(seen), self._monitor.figures(seen)
-        )
-
-    def events(self, after: int = 0, *, limit: int = 1000) -> Sequence[EventView]:
-        """Return at most *limit* events with numbers above *after*, oldest first."""
-        self._context.store.flush()
-        return [edges.view(event) for event in self._context.store.events(after, limit=limit)]
-
-    def wait_events(
-        self, after: int, timeout_s: float, *, limit: int = 1000
-    ) -> Sequence[EventView]:
-        """Return events above *after*, as soon as there are some; none after *timeout_s*."""
-        found = self._context.store.wait_events(after, timeout_s, limit=limit)
-        return [edges.view(event) for event in found]
-
-    def latest_event(self) -> int:
-        """Return the number of the newest event: from here on, only new ones come."""
-        self._context.store.flush()
-        return self._context.store.latest_event()
-
-    def gc(self, *, dry_run: bool = False) -> list[Leftover]:
-        """Remove what carries this node's tag and belongs to no instance."""
-        from nativert.runtime import gc
-
-        return gc.collect(self._context, dry_run=dry_run)
-
-    def doctor(self) -> list[Check]:
-        """Return what this host can and cannot enforce, with the fix for each."""
-        from nativert.runtime import doctor
-
-        return doctor.examine(self._context)
-
     # -- the frame of every operation ----------------------------------------------------
 
-    def _operate(
+    def operate(
         self,
         ref: str,
         operation: Operation | None,
         act: Callable[[Observed], Observed],
+        *,
+        quiet: bool = False,
     ) -> Instance:
+        """Do *act* to an instance under its lock, from the state that it really has.
+
+        *operation* is checked against the state table. With *quiet* an act that finds nothing
+        to do is not reported.
+        """
         with self._holds.take(ref) as hold:
             row, seen = hold.row, hold.seen
             hold.seen = None
@@ -377,9 +296,22 @@ class Node:
                 hold.lock.forget()
             hold.seen = after
             edges.tell(self._context, operation, after)
-        self._report(row, after.state)
+        if not quiet or after is not seen:
+            self._report(row, after.state)
         # Not measured: ten more files to read than some operations take themselves.
         return self._monitor.row(after, measured=False)
+
+    def _attended(self, ref: str) -> None:
+        row = self._context.store.find(ref)
+        if not descriptor_of(row.descriptor, row.name).attended:
+            return
+        if self._supervision is None:
+            raise NativertError(
+                f"{row.name}: restart, health and depends_on need somebody who is always there",
+                code=Code.NO_AGENT,
+                hint="start `nativert agent`, or use `nativert run` in the foreground",
+            )
+        self._supervision.before_start(row.uuid)
 
     def _failed(self, row: Row, operation: Operation | None, error: NativertError) -> None:
         edges.refuse(self._context, row, operation, error)
@@ -390,9 +322,3 @@ class Node:
     def _report(self, row: Row, state: State) -> None:
         if self._reporter is not None:
             self._reporter.update_fdu_status(row.fdu, row.uuid, state.wire)
-
-    # Last, since the name hides the type in the rest of the class.
-
-    def list(self) -> list[Instance]:
-        """Return every instance, in the order of definition."""
-        return [self._monitor.row(seen) for seen in self._sight.looks()]

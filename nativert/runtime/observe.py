@@ -118,7 +118,11 @@ def _with_application(context: Context, row: Row, facts: Facts, state: State) ->
         return _ended(context, row, facts, ended)
     if state is State.SCALING:
         return Observed(row, state, facts, None, Event.SCALE_INTERRUPTED)
-    return Observed(row, State.PAUSED if _frozen(context, row) else state, facts, None)
+    if not _frozen(context, row):
+        return Observed(row, state, facts, None)
+    if not process.alive(facts.init_pid, facts.init_start):
+        return _lost(context, row, facts, state)  # Only in the v1 freezer does one outlive it.
+    return Observed(row, State.PAUSED, facts, None)
 
 
 def _frozen(context: Context, row: Row) -> bool:
@@ -259,12 +263,14 @@ def _withdrawn(facts: Facts) -> Changes:
 def _noted(context: Context, seen: Observed, state: State) -> Observed:
     end = None if seen.end is None else verdict.encode(seen.end)
     kind = "lost" if seen.event is Event.INIT_LOST else "cleaned"
+    changes: Changes = {"desired": state.value, "end": end}
+    if seen.row.boot_id != boot.boot_id():
+        changes["retry"] = None  # What was planned ended with that boot.
     row = context.store.update(
         seen.row.uuid,
-        desired=state.value,
-        end=end,
         event=(kind, f'{{"state":"{state.value}","end":{end or "null"}}}'),
         told=state.value,
+        **changes,
     )
     return Observed(row, state, None, seen.end)
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-import platform
 import stat
-import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
@@ -14,12 +12,11 @@ from typing import Any, Final, Literal, NamedTuple
 from nativert.errors import Code, NativertError
 from nativert.fdu.descriptor import Descriptor
 from nativert.launcher.plan import Program
-from nativert.runtime import beneath
+from nativert.runtime import beneath, diagnosis_elf
 from nativert.runtime.root import SHOWN
 from nativert.runtime.users import User
 
 _PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-_MACHINES: Final = {"x86_64": 62, "aarch64": 183}  # elf.h, EM_*
 # Processes and threads where the descriptor has no pids.max: a fork bomb takes the whole
 # machine's numbers (32,768 by default) otherwise. The ids are the instance's own, so it
 # shares this with nobody.
@@ -108,12 +105,19 @@ def check(descriptor: Descriptor, binary: str, image: Path | None, data: Path) -
     try:
         regular = stat.S_ISREG(os.fstat(fd).st_mode)
         if not regular or not os.access(f"/proc/self/fd/{fd}", os.X_OK):
+            barred = regular and os.fstatvfs(fd).f_flag & os.ST_NOEXEC
             raise NativertError(
-                f"{binary}: not an executable file",
+                f"{binary}: not an executable file"
+                + (": its file system is mounted noexec" if barred else ""),
                 code=Code.NOT_EXECUTABLE,
-                hint=f"chmod +x {source}" if regular else "",
+                hint=f"chmod +x {source}" if regular and not barred else "",
             )
-        _check_machine(binary, beneath.head(fd, 20) or b"")
+        built = diagnosis_elf.machine(beneath.head(fd, 20) or b"")
+        if built is not None and not built.native:
+            from nativert.runtime.diagnosis import wrong_machine
+
+            finding = wrong_machine(binary, built)
+            raise NativertError(finding.message, code=finding.code, hint=finding.hint)
     finally:
         os.close(fd)
 
@@ -155,21 +159,6 @@ def _on_host(descriptor: Descriptor, path: str, image: Path | None, data: Path) 
         code=Code.COMMAND_NOT_FOUND,
         hint=_BRING_IN,
     )
-
-
-def _check_machine(binary: str, head: bytes) -> None:
-    if head[:4] != b"\x7fELF" or len(head) < 20:
-        return
-    order = "<" if head[5] == 1 else ">"
-    (machine,) = struct.unpack_from(f"{order}H", head, 18)
-    ours = _MACHINES.get(platform.machine())
-    if ours is not None and (machine != ours or head[4] != 2):
-        raise NativertError(
-            f"{binary}: built for another architecture (ELF machine {machine},"
-            f" {64 if head[4] == 2 else 32} bit), this node is {platform.machine()}",
-            code=Code.NOT_EXECUTABLE,
-            hint="build it for this node, or run it on one of its kind",
-        )
 
 
 def build(

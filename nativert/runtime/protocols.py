@@ -5,10 +5,10 @@ The node brings its own for all of them; a plugin may bring others.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 # Called with the bytes received so far and the whole length, None where the server does not say.
 Progress = Callable[[int, int | None], None]
@@ -122,6 +122,21 @@ class NetworkManager(Protocol):
         ...
 
 
+@runtime_checkable
+class Mending(Protocol):
+    """A NetworkManager that can put back what others took away from the node's own part."""
+
+    def mend(
+        self, attached: Sequence[Attached], ports: Mapping[str, Sequence[PortRequest]]
+    ) -> list[str]:
+        """Put back bridge, rules, links on the bridge, and ports by address; say what was."""
+        ...
+
+    def published_addresses(self) -> set[str]:
+        """Return the addresses that ports of the host lead to."""
+        ...
+
+
 class Os(Protocol):
     """Files and downloads on the host's side."""
 
@@ -173,4 +188,16 @@ class Reporter(Protocol):
 
     def write_fdu_error(self, fdu: str, instance: str, code: int, message: str) -> None:
         """An operation has failed; the state is what it was before."""
+        ...
+
+
+class Supervision(Protocol):
+    """Somebody who is always there: the agent, or a foreground `run`."""
+
+    def before_start(self, ref: str) -> None:
+        """Start what the instance depends on and wait for it; NativertError."""
+        ...
+
+    def health(self, uuid: str) -> dict[str, object] | None:
+        """Return status, failures and the last words of the checks; None without checks."""
         ...

@@ -23,7 +23,7 @@ from nativert.runtime.observe import Observed, application_ended, observe, settl
 from nativert.runtime.users import User
 from nativert.store import boot
 from nativert.store.boot import Facts, StopFacts
-from nativert.store.durable import Changes
+from nativert.store.durable import Changes, Row
 
 # After SIGKILL a process ends as soon as it leaves the kernel; more than this is a stuck one.
 _KILL_TIMEOUT_S = 10.0
@@ -71,7 +71,7 @@ def run(
             channel.follows = True
     except NativertError:
         # What cannot be noted must not run: nobody would know of it after a reboot.
-        _take_back(context, row.uuid, facts, number)
+        _take_back(context, seen.row, facts, number)
         raise
     except ReportedError as e:
         _withdraw(context, row.uuid, facts, number)
@@ -79,7 +79,11 @@ def run(
         error = execute.refusal(row, found)
         end = verdict.encode(verdict.exec_failed(found))
         context.store.update(
-            row.uuid, desired=State.CONFIGURED.value, end=end, event=("exec-failed", end)
+            row.uuid,
+            desired=State.CONFIGURED.value,
+            wanted=seen.row.wanted,
+            end=end,
+            event=("exec-failed", f'{{"state":"CONFIGURED","end":{end}}}'),
         )
         raise error from e
     except (OSError, EOFError) as e:
@@ -98,7 +102,7 @@ def run(
         boot.write_facts(context.paths, row.uuid, running)
         failpoint("run.noted")
     except BaseException:
-        _take_back(context, row.uuid, facts, number)
+        _take_back(context, seen.row, facts, number)
         raise
     return Observed(row, State.RUNNING, running, None)
 
@@ -112,14 +116,15 @@ def _asked(env: Mapping[str, str] | None) -> Changes:
     }
 
 
-def _take_back(context: Context, uuid: str, facts: Facts, number: int) -> None:
+def _take_back(context: Context, before: Row, facts: Facts, number: int) -> None:
+    uuid = before.uuid
     try:
         with context.init(uuid) as channel:
             status, _ = channel.call({"verb": "status", "follow": True})
             if status["state"] != "idle" and not _signal(channel, _KILL_ALL):
                 _ended(channel, _KILL_TIMEOUT_S)
         _withdraw(context, uuid, facts, number)
-        context.store.update(uuid, desired=State.CONFIGURED.value)
+        context.store.update(uuid, desired=State.CONFIGURED.value, wanted=before.wanted)
     except (OSError, EOFError, NativertError):
         pass  # Told is why the run failed; what stands now is settled by the next look.
 

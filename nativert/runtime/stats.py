@@ -91,6 +91,7 @@ class Monitor:
             state=seen.state.value,
             node=self._context.name,
             pid=pid,
+            restarts=seen.row.restarts,
             cpu_ratio=cpu_ratio,
             memory_bytes=None if usage is None else usage.working_set_bytes,
             pids=None if usage is None else usage.pids,

@@ -58,11 +58,16 @@ def alter_facts(root: Path, uuid: str, **changes: object) -> None:
     facts_path(root, uuid).write_text(json.dumps(facts(root, uuid) | changes))
 
 
-def kill(pid: int) -> None:
+def kill(pid: int, *, held: bool = False) -> None:
+    """Kill and wait for the end; of an init that is *held* by the v1 freezer for its beginning."""
+    start = process.start_time(pid)
     pidfd = os.pidfd_open(pid)
     try:
         signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-        assert process.wait_end(pidfd, 10.0)
+        if held:
+            until(lambda: not process.alive(pid, start), what=f"the end of {pid}")
+        else:
+            assert process.wait_end(pidfd, 10.0)
     finally:
         os.close(pidfd)
 

@@ -15,7 +15,7 @@ import scale
 from nativert.fdu.descriptor import Descriptor, decode
 from nativert.isolation import cgroups
 from nativert.isolation.cgroups import scope
-from nativert.isolation.cgroups.driver import Cgroup, Driver
+from nativert.isolation.cgroups.driver import LAUNCHER, Cgroup, Driver
 from nativert.runtime.node import Node
 from nativert.runtime.views import End, Instance
 from nativert.store.claims import Claims
@@ -146,6 +146,13 @@ def tag_of(root: Path) -> str:
 def driver_of(root: Path) -> Driver:
     """Return the cgroups of the node under *root*, as it finds them itself."""
     return cgroups.detect(scope.choose(f"nativert-{tag_of(root)}").parent)
+
+
+def launcher_of(root: Path) -> int:
+    """Return the pid of the node's launcher; its short-lived children are waited for."""
+    leaf = driver_of(root).open(LAUNCHER)
+    until(lambda: len(leaf.pids()) == 1, what="one launcher, alone")
+    return leaf.pids()[0]
 
 
 def remove_node(root: Path, **options: Any) -> None:

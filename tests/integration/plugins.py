@@ -73,9 +73,14 @@ class Driver:
 
 
 @contextmanager
-def plugin_on(make_node: MakeNode, hold_s: float = 0.2, **options: Any) -> Iterator[Driver]:
+def plugin_on(
+    make_node: MakeNode,
+    hold_s: float = 0.2,
+    connector: EmbeddedConnector | None = None,
+    **options: Any,
+) -> Iterator[Driver]:
     """A started plugin on a node of the test's root."""
-    reports, connector = Reports(), EmbeddedConnector()
+    reports, connector = Reports(), connector or EmbeddedConnector()
     node = make_node(reporter=reports, **options)
     around = of_node(node, reports, connector)
     own = manifest.default(around.node_id, "native", "runtime")

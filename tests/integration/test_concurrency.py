@@ -16,7 +16,17 @@ from typing import Any
 
 import pytest
 import scale
-from nodes import CLI, MakeNode, driver_of, make_descriptor, make_document, run_inside, start, until
+from nodes import (
+    CLI,
+    MakeNode,
+    driver_of,
+    launcher_of,
+    make_descriptor,
+    make_document,
+    run_inside,
+    start,
+    until,
+)
 
 from nativert.errors import Code, NativertError, TransitionError, UnknownInstanceError
 from nativert.isolation.cgroups.driver import INIT, LAUNCHER
@@ -238,7 +248,7 @@ def test_two_commands_start_one_launcher(make_node: MakeNode, root: Path, tmp_pa
         assert launcher.pids() == []
         both = [subprocess.Popen([*CLI, "configure", name], env=environment) for name in ("a", "b")]
         assert [each.wait(scale.seconds(60)) for each in both] == [0, 0]
-        assert len(launcher.pids()) == 1
+        assert launcher_of(root)
         assert [instance.state for instance in node.list()] == ["CONFIGURED"] * 2
         node.clean("a")
         node.clean("b")

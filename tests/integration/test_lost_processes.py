@@ -24,11 +24,20 @@ from aftermath import (
     operate_in_a_child,
     prepare,
 )
-from nodes import MakeNode, log_text, make_descriptor, run_inside, start, until, until_logged
+from nodes import (
+    MakeNode,
+    launcher_of,
+    log_text,
+    make_descriptor,
+    run_inside,
+    start,
+    until,
+    until_logged,
+)
 
 from nativert.errors import Code, NativertError, StepError
 from nativert.isolation import process
-from nativert.isolation.cgroups.driver import INIT, LAUNCHER
+from nativert.isolation.cgroups.driver import INIT
 from nativert.runtime.node import Node
 from nativert.store.paths import Paths
 
@@ -48,7 +57,7 @@ def test_instances_outlive_the_launcher_and_a_new_one_serves_new_ones(
     os.chmod(Paths(root).instance_lib(ends) / "data/go", 0o666)
     node.run(ends)
     until_logged(node, first, "1\n")
-    (launcher,) = driver(root).open(LAUNCHER).pids()
+    launcher = launcher_of(root)
 
     kill(launcher)
 
@@ -68,7 +77,7 @@ def test_instances_outlive_the_launcher_and_a_new_one_serves_new_ones(
             "ends": "CONFIGURED",
             "second": "RUNNING",
         }
-    (successor,) = driver(root).open(LAUNCHER).pids()
+    successor = launcher_of(root)
     assert successor != launcher
     for uuid in (first, second):
         assert node.stop(uuid).state == "CONFIGURED"
@@ -88,7 +97,7 @@ def test_a_launcher_killed_while_it_creates_leaves_no_init(node: Node, root: Pat
     for delay_s in (0.0, 0.002, 0.005, 0.01, 0.02, 0.04):
         uuid = node.define(make_descriptor(name=f"d{delay_s * 1000:.0f}", shell=FOREVER)).instance
         warm = start(node, name="warm", shell=FOREVER)
-        (launcher,) = driver(root).open(LAUNCHER).pids()
+        launcher = launcher_of(root)
         pid = os.posix_spawn(
             sys.executable,
             [
@@ -117,7 +126,7 @@ def test_a_launcher_killed_while_it_creates_leaves_no_init(node: Node, root: Pat
 @pytest.mark.parametrize("state", ["CONFIGURED", "RUNNING", "PAUSED"])
 def test_an_init_that_is_killed_is_told_as_lost(node: Node, root: Path, state: str) -> None:
     uuid = prepare(node, state)
-    kill(facts(root, uuid)["init_pid"])
+    kill(facts(root, uuid)["init_pid"], held=state == "PAUSED" and driver(root).mode == "v1")
 
     lost = node.get(uuid)
 
@@ -252,6 +261,10 @@ def test_killed_while_frozen(node: Node, root: Path) -> None:
     uuid = prepare(node, "PAUSED")
     pid = facts(root, uuid)["details"]["pid"]
     os.kill(pid, signal.SIGKILL)
+    if driver(root).mode == "v1":
+        # There the kernel lets nobody die in the freezer.
+        assert node.get(uuid).state == "PAUSED"
+        node.resume(uuid)
     ended = until(lambda: (i := node.get(uuid)).state == "CONFIGURED" and i)
     assert ended.end is not None
     assert ended.end.signal == "SIGKILL"

@@ -18,6 +18,7 @@ from plugins import FDU, Driver, plugin_on
 
 from nativert.errors import Code, NativertError
 from nativert.plugin import keys
+from nativert.plugin.embedded import EmbeddedConnector
 
 pytestmark = [pytest.mark.root, pytest.mark.netns]
 
@@ -76,6 +77,7 @@ def test_run_blocks_and_answers_the_exit_code(driver: Driver) -> None:
     driver.want(instance, "CONFIGURE")
     driver.until(instance, "CONFIGURE")
     assert driver.ask(instance, "run", env="A=1=2,B=x") == {"result": "7"}
+    assert driver.ask(instance, "start", env="nonsense")["error"] == Code.DESCRIPTOR.fog05
     assert driver.ask(instance, "log") == {"result": "told\n"}
     assert json.loads(driver.ask(instance, "ls")["result"]) == ["made"]
     assert driver.ask(instance, "get", filename="made") == {"result": "1=2,x\n"}
@@ -175,6 +177,19 @@ def test_a_bad_descriptor_is_an_error_that_goes(driver: Driver) -> None:
     assert driver.plugin.get_fdus() == {}
 
 
+@pytest.mark.parametrize(
+    "value", [b"nonsense", b'{"uuid": 5}', b'{"uuid": "other", "fdu_id": "x", "status": "STOP"}']
+)
+def test_a_record_that_is_none_is_an_error(driver: Driver, value: bytes) -> None:
+    instance = running(driver)
+    path = keys.record(keys.DESIRED, driver.plugin.node, driver.plugin.uuid, FDU, instance)
+    driver.connector.put(path, value)
+    driver.until(instance, "RUN", "ERROR", "RUN")
+    driver.connector.delete(path)
+    driver.want(instance, "STOP")
+    driver.until(instance, "RUN", "CONFIGURE")
+
+
 def test_the_same_record_twice_is_one_operation(driver: Driver) -> None:
     instance = running(driver)
     before = driver.plugin._runtime.get(instance).pid
@@ -211,8 +226,12 @@ def test_what_others_do_with_the_node_is_published(driver: Driver) -> None:
     instance = node.define(make_descriptor(shell=SLEEP)).instance
     node.configure(instance)
     node.run(instance)
+    driver.until(instance, "DEFINE", "CONFIGURE", "RUN")
+    with pytest.raises(NativertError):
+        node.clean(instance)
+    driver.until(instance, "RUN", "ERROR", "RUN")
     node.remove(instance, force=True)
-    driver.until(instance, "DEFINE", "CONFIGURE", "RUN", "CONFIGURE", "CLEAN", "DEFINE", "gone")
+    driver.until(instance, "gone")
 
 
 def test_scale_takes_the_limits_of_the_native_object(driver: Driver) -> None:
@@ -248,3 +267,35 @@ def test_instances_outlive_the_plugin_and_are_published_again(
         assert second.ask(instance, "log") == {"result": "up\n"}
         second.want(instance, "STOP")
         second.until(instance, "RUN", "CONFIGURE")
+
+
+def test_of_what_was_asked_for_meanwhile_only_new_instances_are_taken(
+    make_node: MakeNode,
+) -> None:
+    with plugin_on(make_node) as first:
+        old = running(first)
+    new, gone = str(uuid.uuid4()), str(uuid.uuid4())
+    # The last request of a known instance has been overtaken by the eval that started it.
+    first.want(old, "CONFIGURE")
+    first.want(gone, "UNDEFINE")
+    first.define(new, name="new", shell=SLEEP)
+    with plugin_on(make_node, connector=first.connector) as second:
+        second.until(new, "DEFINE")
+        second.want(new, "CONFIGURE")
+        second.until(new, "CONFIGURE")
+        assert second.plugin.get_fdus().keys() == {old, new}
+        assert second.plugin.get_fdus()[old]["status"] == "RUN"
+        assert gone not in second.records
+        assert "ERROR" not in second.statuses(old)
+
+
+def test_a_start_that_fails_leaves_nothing_behind(
+    make_node: MakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise NativertError("no room", code=Code.STORE)
+
+    monkeypatch.setattr(EmbeddedConnector, "liveliness", fails)
+    with pytest.raises(NativertError, match="no room"), plugin_on(make_node):
+        pass
+    assert "publisher" not in [thread.name for thread in threading.enumerate()]

@@ -18,6 +18,7 @@ from nodes import (
     DEADLINE_S,
     MakeNode,
     driver_of,
+    launcher_of,
     make_descriptor,
     make_document,
     start,
@@ -76,7 +77,7 @@ def pids(path: Path) -> list[int]:
 
 
 def end_launcher(root: Path) -> None:
-    (pid,) = driver_of(root).open(LAUNCHER).pids()
+    pid = launcher_of(root)
     pidfd = os.pidfd_open(pid)
     try:
         signal.pidfd_send_signal(pidfd, signal.SIGKILL)
@@ -103,7 +104,7 @@ def test_everything_is_in_leaves_of_a_delegated_scope(node: Node, root: Path) ->
         "Transient": "yes",
     }
     driver = driver_of(root)
-    (launcher,) = driver.open(LAUNCHER).pids()
+    launcher = launcher_of(root)
     native: Any = node.inspect(app)["native"]
     application = node.get(app).pid
     assert application is not None
@@ -223,7 +224,7 @@ def test_a_new_launcher_joins_the_scope_of_living_instances(node: Node, root: Pa
     second = start(node, shell=SLEEP, name="second")
     assert show(unit_of(root), "InvocationID") == before
     driver = driver_of(root)
-    assert len(driver.open(LAUNCHER).pids()) == 1
+    assert launcher_of(root)
     assert set(driver.names()) == {cgroup_name(first), cgroup_name(second)}
     for path in directories(unit_of(root)):
         assert pids(path) == []
@@ -285,6 +286,6 @@ def test_configuring_in_two_processes_at_once_makes_one_scope(node: Node, root: 
         _, errors = command.communicate(timeout=DEADLINE_S)
         assert command.returncode == 0, errors
     assert [row.state for row in node.list()] == ["CONFIGURED"] * 3
-    assert len(driver_of(root).open(LAUNCHER).pids()) == 1
+    assert launcher_of(root)
     for path in directories(unit_of(root)):
         assert pids(path) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections.abc import Callable
 from functools import partial
 
@@ -11,6 +12,7 @@ from aiohttp import web
 
 from nativert.agent import faults
 from nativert.agent.api.answers import CORE, NDJSON, Stream, body, gone, ok, query
+from nativert.agent.api.core import Core
 from nativert.agent.api.messages import Defined, Environment, Kill, Removal, Scale, Wait
 from nativert.errors import Code, NativertError
 from nativert.fdu import descriptor as descriptors
@@ -51,6 +53,7 @@ async def configure(request: web.Request) -> web.StreamResponse:
     await stream.begin()
     latest: tuple[int, int | None] | None = None
     came = asyncio.Event()
+    began: list[str] = []
 
     def note(received: int, total: int | None) -> None:
         nonlocal latest
@@ -62,6 +65,10 @@ async def configure(request: web.Request) -> web.StreamResponse:
             # As Ctrl-C in a command without an agent: what was acquired is released.
             raise NativertError("given up: the client went away", code=Code.FAILED)
         loop.call_soon_threadsafe(note, received, total)
+
+    def make(uuid: str) -> Instance:
+        began.append(uuid)
+        return node.configure(uuid, progress=progress)
 
     async def tell() -> None:
         while True:
@@ -75,7 +82,7 @@ async def configure(request: web.Request) -> web.StreamResponse:
     try:
         row = await request.app[CORE].operate(
             request.match_info["ref"],
-            lambda uuid: node.configure(uuid, progress=progress),
+            make,
             slow=True,
             wanted=lambda: not gone(request),
         )
@@ -84,11 +91,24 @@ async def configure(request: web.Request) -> web.StreamResponse:
         error = faults.known(e)
         assert error is not None
         told = {"error": faults.encode(error)}
+    except asyncio.CancelledError:
+        for uuid in began:
+            request.app[CORE].quick.submit(partial(_end_script, request.app[CORE], uuid))
+        raise
     finally:
         telling.cancel()
         await asyncio.gather(telling, return_exceptions=True)
     await stream.line(told)
     return await stream.end()
+
+
+def _end_script(core: Core, uuid: str) -> None:
+    """Kill what configure has started inside: nobody waits for it any more."""
+    try:
+        with core.context.init(uuid) as channel:
+            channel.call({"verb": "signal", "signal": int(signal.SIGKILL), "all": True})
+    except (OSError, EOFError):
+        pass  # It is not there, or has ended already.
 
 
 async def start(request: web.Request) -> web.Response:
@@ -182,8 +202,9 @@ async def wait(request: web.Request) -> web.Response:
             if row is not None:
                 return ok(row)
             if deadline is not None and loop.time() >= deadline:
+                name = (await core.ask(lambda: core.node.get(uuid))).name
                 raise NativertError(
-                    f"{request.match_info['ref']}: still runs after {asked.timeout_s:g} s",
+                    f"{name}: still runs after {asked.timeout_s:g} s",
                     code=Code.TIMEOUT,
                 )
 
@@ -197,7 +218,7 @@ async def get(request: web.Request) -> web.Response:
 async def list_all(request: web.Request) -> web.Response:
     """List every instance."""
     core = request.app[CORE]
-    return ok(await core.ask(core.node.list))
+    return ok(await core.ask(core.sampler.rows))
 
 
 async def inspect(request: web.Request) -> web.Response:
@@ -209,8 +230,5 @@ async def inspect(request: web.Request) -> web.Response:
 async def stats(request: web.Request) -> web.Response:
     """Show what one instance uses."""
     core = request.app[CORE]
-    uuid = await core.ask(lambda: core.uuid(request.match_info["ref"]))
-    figures = core.sampler.of(uuid)
-    if figures is None:
-        (figures,) = await core.ask(lambda: core.node.stats([uuid]))
+    (figures,) = await core.ask(lambda: core.sampler.figures([request.match_info["ref"]]))
     return ok(figures)

@@ -81,6 +81,12 @@ class EventsQuery(Message, frozen=True, kw_only=True):
     follow: bool = False
 
 
+class Cursor(Message, frozen=True, kw_only=True):
+    """The number of an event, 0 where there never was one."""
+
+    seq: int
+
+
 class State(Message, frozen=True, kw_only=True):
     """One edge of the state machine."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import ssl
@@ -12,7 +13,8 @@ from nativert.errors import Code, NativertError
 
 _UCRED = struct.Struct("3i")
 _SO_PEERGROUPS = 59
-_MAX_GROUPS = 65536
+# As much as getsockopt gives: 256 groups.
+_GROUPS_BYTES = 1024
 
 
 def check(sock: socket.socket, secured: ssl.SSLObject | None, gid: int | None) -> None:
@@ -33,7 +35,12 @@ def check(sock: socket.socket, secured: ssl.SSLObject | None, gid: int | None) -
 
 
 def _groups(sock: socket.socket) -> Iterator[int]:
-    data = sock.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, _MAX_GROUPS)
+    try:
+        data = sock.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, _GROUPS_BYTES)
+    except OSError as e:
+        if e.errno != errno.ERANGE:
+            raise
+        return  # More than can be read: only the first one counts.
     for (number,) in struct.iter_unpack("I", data):
         yield number
 

@@ -9,7 +9,7 @@ from aiohttp import web
 
 from nativert import __version__
 from nativert.agent.api.answers import CORE, body, ok
-from nativert.agent.api.messages import Gc, Health, State, Version
+from nativert.agent.api.messages import Cursor, Gc, Health, State, Version
 
 
 async def doctor(request: web.Request) -> web.Response:
@@ -23,6 +23,12 @@ async def gc(request: web.Request) -> web.Response:
     asked = await body(request, Gc)
     core = request.app[CORE]
     return ok(await core.slow.call(lambda: core.node.gc(dry_run=asked.dry_run)))
+
+
+async def latest_event(request: web.Request) -> web.Response:
+    """Tell the number of the newest event."""
+    core = request.app[CORE]
+    return ok(Cursor(seq=await core.ask(core.node.latest_event)))
 
 
 async def states(_request: web.Request) -> web.Response:

@@ -10,6 +10,7 @@ from aiohttp import web
 
 from nativert.agent.api import instances, questions, sessions, streams
 from nativert.agent.api.messages import (
+    Cursor,
     Defined,
     Environment,
     EventsQuery,
@@ -142,6 +143,10 @@ ROUTES: tuple[Route, ...] = (
     Route(
         "GET", "/v1/events", "events", "Tell what has happened, and with follow what happens.",
         streams.events, answer=Event, query=EventsQuery, lines=True,
+    ),
+    Route(
+        "GET", "/v1/events/latest", "latest_event", "Tell the number of the newest event.",
+        questions.latest_event, answer=Cursor,
     ),
     Route(
         "GET", "/v1/doctor", "doctor", "Tell what this host cannot enforce.",

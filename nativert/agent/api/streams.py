@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Iterator
 from functools import partial
-from itertools import islice
 
 import msgspec
 from aiohttp import web
@@ -38,23 +37,29 @@ async def logs(request: web.Request) -> web.StreamResponse:
     def wanted() -> bool:
         return not (over or gone(request) or core.ending.is_set())
 
-    def send(batch: list[LogLine]) -> None:
+    pending: list[LogLine] = []
+
+    def send() -> None:
         if text:
-            data = b"".join(line.text + (b"" if line.partial else b"\n") for line in batch)
+            data = b"".join(line.text + (b"" if line.partial else b"\n") for line in pending)
         else:
-            data = b"".join(msgspec.json.encode(line) + b"\n" for line in batch)
+            data = b"".join(msgspec.json.encode(line) + b"\n" for line in pending)
+        pending.clear()
         # The thread waits for the client: what it has not read is not held in memory.
         asyncio.run_coroutine_threadsafe(stream.write(data), loop).result()
 
+    def flush() -> None:
+        if pending:
+            send()
+
     def relay() -> None:
-        lines = _lines(core, uuid, asked, wanted)
-        try:
-            first: list[LogLine]
-            while wanted() and (first := list(islice(lines, 1))):
-                batch = first if asked.follow else [*first, *islice(lines, _BATCH - 1)]
-                send(batch)
-        finally:
-            lines.close()
+        for line in _lines(core, uuid, asked, wanted, flush):
+            pending.append(line)
+            if len(pending) >= _BATCH:
+                send()
+                if not wanted():
+                    return
+        flush()
 
     with core.stream():
         await stream.begin()
@@ -66,12 +71,15 @@ async def logs(request: web.Request) -> web.StreamResponse:
 
 
 def _lines(
-    core: Core, uuid: str, asked: Follow, wanted: Callable[[], bool]
-) -> Generator[LogLine, None, None]:
+    core: Core,
+    uuid: str,
+    asked: Follow,
+    wanted: Callable[[], bool],
+    waits: Callable[[], None],
+) -> Iterator[LogLine]:
     directory = core.context.paths.instance_lib(uuid) / "log"
     if not asked.follow or not directory.is_dir():
-        yield from logging.read(directory, tail=asked.tail)
-        return
+        return logging.read(directory, tail=asked.tail)
 
     def running() -> bool:
         try:
@@ -80,7 +88,7 @@ def _lines(
             return False  # Undefined meanwhile.
         return wanted() and seen.state in (State.RUNNING, State.PAUSED, State.SCALING)
 
-    yield from logging.follow(directory, tail=asked.tail, running=running)
+    return logging.follow(directory, tail=asked.tail, running=running, waits=waits)
 
 
 async def stats(request: web.Request) -> web.StreamResponse:
@@ -88,14 +96,14 @@ async def stats(request: web.Request) -> web.StreamResponse:
     asked = query(request, StatsQuery)
     core = request.app[CORE]
     if asked.watch is None:
-        return ok(core.sampler.figures())
+        return ok(await core.ask(core.sampler.figures))
     loop = asyncio.get_running_loop()
     stream = Stream(request)
     with core.stream():
         await stream.begin()
         due = loop.time()
         while not core.ending.is_set():
-            for figure in core.sampler.figures():
+            for figure in await core.ask(core.sampler.figures):
                 await stream.line(figure)
             due = max(due + asked.watch, loop.time())
             await _pause(core, due - loop.time())

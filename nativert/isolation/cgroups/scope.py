@@ -23,6 +23,9 @@ from nativert.isolation.cgroups.hierarchies import keepers, mounted
 from nativert.isolation.cgroups.system_bus import SOCKET, BusError, Property, SystemBus
 
 SLICE: Final = "system.slice"
+# Stops what runs when the host shuts down; see agent/systemd. Units stop in reverse, so that
+# the scope, whose stop kills at once, comes after it. A host need not have it.
+SHUTDOWN: Final = "nativert-shutdown.service"
 _NO_LIMIT: Final = 2**64 - 1
 _TIMEOUT_S: Final = 10.0
 _PROBE_TIMEOUT_S: Final = 1.0
@@ -84,6 +87,7 @@ def _properties(unit: str, pid: int) -> list[Property]:
     return [
         ("Description", ("s", f"Instances of the nativert node {unit.removesuffix('.scope')}")),
         ("Slice", ("s", SLICE)),
+        ("Before", ("as", [SHUTDOWN])),
         ("PIDs", ("au", [pid])),
         ("Delegate", ("b", True)),
         ("KillMode", ("s", "mixed")),

@@ -10,11 +10,18 @@ import errno
 import os
 import struct
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from nativert.isolation.network.netlink import NETLINK_NETFILTER, Netlink, Request, attribute
+from nativert.isolation.network.netlink import (
+    NETLINK_NETFILTER,
+    Netlink,
+    Request,
+    attribute,
+    attributes,
+)
 
 PATH: Final = "/usr/sbin:/sbin:/usr/bin:/bin:/usr/local/sbin"
 TIMEOUT_S: Final = 30.0
@@ -23,6 +30,8 @@ PROTOCOLS: Final = {"tcp": 6, "udp": 17}
 
 _NFNL_SUBSYS_NFTABLES: Final = 10
 _NFT_MSG_GETTABLE: Final = 1
+_NFT_MSG_GETGEN: Final = 16
+_NFTA_GEN_ID: Final = 1
 _NFTA_TABLE_NAME: Final = 1
 _NFPROTO_IPV4: Final = 2
 _REFUSALS: Final = {
@@ -95,6 +104,7 @@ class Table:
         self._bridge = bridge
         self._subnet = subnet
         # The table's comment tells whether it is of this version and for this network.
+        self._sound: tuple[int, frozenset[Published]] | None = None
         self._mark = f"nativert {zlib.crc32(self._rules('').encode()):08x}"
 
     def render(self) -> str:
@@ -164,6 +174,40 @@ class Table:
             run(f"delete table ip {self.name}\n{self.render()}{elements}")
         return False
 
+    def problem(self, wanted: Sequence[Published]) -> str:
+        """Return what of the table is not as it should be with these ports; "" if it is sound.
+
+        The table is listed only when something in the host's packet filter has changed since
+        it was found sound.
+        """
+        state = (_generation(), frozenset(wanted))
+        if state == self._sound:
+            return ""
+        if self.mark() is None:
+            return "the table is of another version"
+        try:
+            objects = listing("table", "ip", self.name)
+        except FileNotFoundError:
+            return "the table was removed"
+        rules = Counter(entry["rule"]["chain"] for entry in objects if "rule" in entry)
+        asked = Counter(
+            line.split()[4] for line in self.render().splitlines() if line.startswith("add rule ")
+        )
+        if rules != asked:
+            chains = ", ".join(sorted(chain for chain in asked if rules[chain] != asked[chain]))
+            return f"rules were changed in {chains or 'a foreign chain'}"
+        present = frozenset(parse_ports(objects))
+        if lost := state[1] - present:
+            return f"{len(lost)} published ports were removed"
+        self._sound = state
+        return ""
+
+    def rebuild(self, ports: Sequence[Published]) -> None:
+        """Make the table anew with these ports and those that it still has, at once."""
+        kept = {port.key: port for port in (*self.ports(), *ports)}
+        gone = "" if self.mark() == "" else f"delete table ip {self.name}\n"
+        run(f"{gone}{self.render()}{self._elements('add', kept.values(), data=True)}")
+
     def ports(self) -> list[Published]:
         """Return the published ports as the kernel has them."""
         try:
@@ -199,6 +243,15 @@ class Table:
             value = f" : {port.address} . {port.port}" if data else ""
             lines.append(f"{verb} element ip {self.name} {name} {{ {key}{value} }}\n")
         return "".join(lines)
+
+
+def _generation() -> int:
+    """Return the number that every change of the host's packet filter raises."""
+    body = struct.pack("=BBH", 0, 0, 0)
+    kind = _NFNL_SUBSYS_NFTABLES << 8 | _NFT_MSG_GETGEN
+    with Netlink(NETLINK_NETFILTER) as netlink:
+        [[answer]] = netlink.transact([Request(kind, 0, body, "get generation")])
+    return int.from_bytes(attributes(answer[4:])[_NFTA_GEN_ID], "big")
 
 
 def parse_ports(objects: Sequence[dict[str, Any]]) -> list[Published]:

@@ -156,6 +156,7 @@ def test_the_scope_is_made_around_the_process(host: Path, bus: FakeBus) -> None:
     assert dict(asked[2]) == {
         "Description": ("s", f"Instances of the nativert node {NAME}"),
         "Slice": ("s", "system.slice"),
+        "Before": ("as", ["nativert-shutdown.service"]),
         "PIDs": ("au", [PID]),
         "Delegate": ("b", True),
         "KillMode": ("s", "mixed"),

@@ -120,3 +120,17 @@ def test_waiting_ends_in_time(sleeper: subprocess.Popen[bytes]) -> None:
     assert not process.wait_end(pidfd, -1)
     assert time.monotonic() - begun < 5
     os.close(pidfd)
+
+
+def test_an_exit_that_waits_for_others_is_an_end(
+    sleeper: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = started(sleeper.pid)
+    stat = process._stat(sleeper.pid)
+    assert stat is not None
+    stat[6] = str(int(stat[6]) | 4).encode()  # PF_EXITING of include/linux/sched.h
+    monkeypatch.setattr(process, "_stat", lambda pid: stat)
+    assert not process.alive(sleeper.pid, start)
+    # A first thread that has ended, and whose others live.
+    stat[0] = b"Z"
+    assert process.alive(sleeper.pid, start)

@@ -18,6 +18,7 @@ from nativert.runtime.views import End, Fault, Reason
 from nativert.store.boot import ExitFacts, StopFacts
 
 LIMITS = Limits(memory_max=64 << 20, pids_max=32)
+LATE = "did not end within 10 s of SIGTERM, and was killed"
 AT_LIMIT = "killed by the OOM killer at its memory limit of 64.0 MiB"
 
 
@@ -192,7 +193,7 @@ def test_stopping_does_not_hide_that_the_memory_was_not_enough() -> None:
             {"killed_at": 110.0},
             by_signal(9),
             "stop-timeout",
-            "stopped: did not end within 10 s of SIGTERM, and was killed",
+            "stopped: " + LATE,
             "stop",
         ),
         (
@@ -220,8 +221,7 @@ def test_stopping_does_not_hide_that_the_memory_was_not_enough() -> None:
             {"why": "shutdown", "killed_at": 110.0},
             by_signal(9),
             "node-shutdown",
-            "stopped because the node was shut down: "
-            + "did not end within 10 s of SIGTERM, and was killed",
+            "stopped because the node was shut down: " + LATE,
             "shutdown",
         ),
     ],

@@ -1,0 +1,130 @@
+"""One look at one instance: follow its init, and decide what becomes of its end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+from nativert.errors import NativertError, UnknownInstanceError
+from nativert.fdu import restart
+from nativert.fdu.states import State
+from nativert.runtime.context import descriptor_of
+from nativert.runtime.observe import Observed
+from nativert.runtime.supervision import acts
+from nativert.runtime.supervision.follow import Follow
+from nativert.runtime.supervision.health import Checks
+from nativert.runtime.supervision.watched import Watched
+
+if TYPE_CHECKING:
+    from nativert.runtime.node import Node
+    from nativert.runtime.supervision.supervisor import Supervisor
+
+_WITH_APPLICATION: Final = (State.RUNNING, State.PAUSED, State.SCALING)
+_BUSY_S: Final = 0.2
+_INIT_TIMEOUT_S: Final = 2.0
+
+
+class Looks:
+    """What the workers of a supervisor do with an instance that has changed."""
+
+    def __init__(self, node: Node, supervisor: Supervisor, now: Callable[[], float]) -> None:
+        self._node = node
+        self._supervisor = supervisor
+        self._now = now
+
+    def look(self, watched: Watched) -> None:
+        """Look, follow, and act on what is wanted; called by one thread at a time for each."""
+        try:
+            if self._busy(watched):
+                return
+            seen = self._node.look(watched.uuid)
+        except UnknownInstanceError:
+            self._supervisor.forget(watched)
+            return
+        watched.state = seen.state
+        self._follow(watched, seen)
+        self._attend(watched, seen)
+        row = seen.row
+        if seen.state in (State.CONFIGURED, State.DEFINED) and row.wanted == State.RUNNING.value:
+            self._wanted(watched, seen)
+        else:
+            watched.next_start = None
+
+    def _busy(self, watched: Watched) -> bool:
+        # An operation is on it: a worker must not wait for a grace of an hour.
+        lock = self._node.context.lock(watched.uuid)
+        if lock.try_acquire():
+            lock.release()
+            return False
+        watched.next_start = time.monotonic() + _BUSY_S
+        return True
+
+    def _follow(self, watched: Watched, seen: Observed) -> None:
+        facts = seen.facts
+        init = (None, None) if facts is None else (facts.init_pid, facts.init_start)
+        if watched.init != init or (watched.follow is not None and watched.follow.fileno() < 0):
+            self._supervisor.unregister(watched)
+            watched.init = init
+        if facts is None or init == (None, None):
+            return
+        try:
+            if watched.follow is None:
+                channel = self._node.context.init(watched.uuid, timeout_s=_INIT_TIMEOUT_S)
+                watched.follow = Follow(channel)
+                if seen.state in _WITH_APPLICATION:
+                    watched.follow.run(facts.run)
+                self._supervisor.register(watched)
+            elif seen.state in _WITH_APPLICATION:
+                watched.follow.run(facts.run)
+        except (OSError, EOFError):
+            # It ends, or is busy: asked again until the next look finds it gone.
+            self._supervisor.unregister(watched)
+            watched.next_start = time.monotonic() + 1.0
+
+    def _attend(self, watched: Watched, seen: Observed) -> None:
+        facts = seen.facts
+        if facts is None or seen.state not in _WITH_APPLICATION:
+            return
+        now = time.monotonic()
+        if watched.running_since is None or watched.run != facts.run:
+            before_s = 0.0 if facts.started_at is None else max(0.0, self._now() - facts.started_at)
+            watched.run, watched.running_since = facts.run, now - before_s
+            health = descriptor_of(seen.row.descriptor, seen.row.name).native.health
+            watched.checks = None if health is None else Checks.begin(health, facts.run, now)
+
+    def _wanted(self, watched: Watched, seen: Observed) -> None:
+        retry = acts.decide(
+            self._node, watched.uuid, healthy_s=self._healthy_s(watched, seen), now=self._now()
+        )
+        watched.running_since, watched.checks = None, None
+        left_s = None if retry is None else restart.left_s(retry, self._now())
+        if left_s is None:
+            watched.next_start = None
+        elif left_s > 0:
+            watched.next_start = time.monotonic() + left_s
+        else:
+            self._start(watched)
+
+    def _start(self, watched: Watched) -> None:
+        if not self._supervisor.starts.ready(watched.uuid):
+            watched.next_start = time.monotonic() + _BUSY_S
+            return
+        try:
+            acts.start_again(self._node, watched.uuid)
+        except NativertError:
+            # It has been told. No run has come of it, so the same end is decided anew.
+            again = acts.decide(self._node, watched.uuid, healthy_s=0.0, now=self._now(), anew=True)
+            left_s = None if again is None else restart.left_s(again, self._now())
+            watched.next_start = None if left_s is None else time.monotonic() + left_s
+            return
+        self._supervisor.changed(watched.uuid)
+
+    def _healthy_s(self, watched: Watched, seen: Observed) -> float:
+        end = seen.end
+        if watched.checks is not None:
+            since = watched.checks.healthy_since
+            return 0.0 if since is None else time.monotonic() - since
+        if end is None or end.started_at is None or end.ended_at is None:
+            return 0.0
+        return max(0.0, end.ended_at - end.started_at)

@@ -1,0 +1,174 @@
+"""What others take away from an instance is put back, and each repair is told."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from nodes import MakeNode, address, cgroup, driver_of, make_descriptor, start, tag_of, until
+
+from nativert.isolation.cgroups.limits import Limits
+from nativert.isolation.network import nftables
+from nativert.runtime.node import Node
+from nativert.runtime.protocols import Mending
+from nativert.runtime.supervision.supervisor import Supervisor
+
+pytestmark = [pytest.mark.root, pytest.mark.netns]
+
+SLEEP = "exec sleep 1000"
+SERVER = (
+    "import http.server as h; h.HTTPServer(('', 80), h.SimpleHTTPRequestHandler).serve_forever()"
+)
+
+
+@pytest.fixture
+def supervised(node: Node) -> Iterator[Node]:
+    """The test's node, reconciled ten times a second."""
+    supervisor = Supervisor(node, reconcile_s=0.1)
+    supervisor.start()
+    yield node
+    supervisor.close()
+
+
+def told(node: Node, kind: str, instance: str = "") -> list[str]:
+    return [
+        event.data["message"]
+        for event in node.events(limit=10_000)
+        if (event.kind, event.instance) == (kind, instance)
+    ]
+
+
+def run_quietly(*argv: str) -> None:
+    subprocess.run(argv, check=True, capture_output=True, timeout=30)
+
+
+def test_a_limit_that_was_wiped_is_written_again(supervised: Node) -> None:
+    app = start(supervised, shell=SLEEP, native={"memory": {"max": "64M"}, "pids": {"max": 20}})
+    cgroup(supervised, app).apply(Limits())
+    until(lambda: cgroup(supervised, app).read().memory_max == 64 << 20, what="memory.max is back")
+    until(lambda: cgroup(supervised, app).read().pids_max == 20, what="pids.max is back")
+    until(lambda: told(supervised, "repaired", app), what="the repair is told")
+    assert "limits were changed" in told(supervised, "repaired", app)[0]
+
+
+def test_it_never_fights_a_scale(supervised: Node) -> None:
+    app = start(supervised, shell=SLEEP, native={"memory": {"max": "64M"}})
+    for mib in range(65, 95):
+        supervised.scale(app, {"memory_max": mib << 20, "cpu_max": 0.5, "pids_max": mib})
+        assert cgroup(supervised, app).read().memory_max == mib << 20
+    rounds = supervised.latest_event()
+    cgroup(supervised, app).apply(Limits())
+    until(lambda: supervised.latest_event() > rounds, what="the reconciler is at work")
+    until(lambda: cgroup(supervised, app).read().memory_max == 94 << 20, what="it is as scaled")
+    assert len(told(supervised, "repaired", app)) <= 2
+
+
+def test_processes_that_were_moved_out_are_brought_back(supervised: Node, root: Path) -> None:
+    app = start(supervised, shell="sleep 1000 & sleep 1001 & exec sleep 1002")
+    until(lambda: len(cgroup(supervised, app).pids()) == 3, what="three processes")
+    pids = cgroup(supervised, app).pids()
+    entry = driver_of(root).open("init").entry()
+    outside = [os.path.dirname(path) for path in entry.tasks] + [entry.into or ""]
+    for directory in filter(None, outside):
+        for pid in pids:
+            Path(directory, "cgroup.procs").write_text(str(pid))
+    until(lambda: sorted(cgroup(supervised, app).pids()) == sorted(pids), what="they are back")
+    until(lambda: told(supervised, "repaired", app), what="the repair is told")
+    assert "moved out" in told(supervised, "repaired", app)[0]
+    assert supervised.stop(app).state == "CONFIGURED"
+
+
+def published(node: Node) -> tuple[str, Callable[[], bool]]:
+    """A running server on a published port, and whether it answers through it."""
+    app = node.define(
+        make_descriptor(python=SERVER, veth=True, native={"network": {"ports": ["22997:80"]}})
+    ).instance
+    node.configure(app)
+    node.run(app)
+
+    def answers() -> bool:
+        done = subprocess.run(
+            ["curl", "-s", "-m", "1", "-o", "/dev/null", "http://127.0.0.1:22997/"], check=False
+        )
+        return done.returncode == 0
+
+    until(answers, what="the server answers")
+    return app, answers
+
+
+@pytest.mark.parametrize("what", ["table", "rules", "ports", "veth", "bridge", "off-the-bridge"])
+def test_the_network_is_put_back(supervised: Node, root: Path, what: str) -> None:
+    app, answers = published(supervised)
+    pid = supervised.get(app).pid
+    tag = tag_of(root)
+    native: Any = supervised.inspect(app)["native"]
+    link = native["interfaces"][0]["link"]
+    taken: dict[str, Callable[[], None]] = {
+        "table": lambda: nftables.run(f"delete table ip nativert_{tag}\n"),
+        "rules": lambda: nftables.run(f"flush chain ip nativert_{tag} arriving\n"),
+        "ports": lambda: nftables.run(f"flush map ip nativert_{tag} ports\n"),
+        "veth": lambda: run_quietly("ip", "link", "delete", link),
+        "bridge": lambda: run_quietly("ip", "link", "delete", f"nrt-{tag}"),
+        "off-the-bridge": lambda: run_quietly("ip", "link", "set", link, "nomaster"),
+    }
+    taken[what]()
+    instance = app if what == "veth" else ""
+    until(lambda: told(supervised, "repaired", instance), what="the repair is told")
+    until(answers, what="the server answers again")
+    assert supervised.get(app).pid == pid
+    assert address(supervised, app)
+    supervised.stop(app)
+    supervised.clean(app)
+    assert link not in supervised.context.network.links()
+
+
+def test_nothing_is_repaired_where_nothing_is_wrong(supervised: Node) -> None:
+    limits = {
+        "cpu": {"max": 0.37, "weight": 33},
+        "memory": {"max": 70_000_001},
+        "pids": {"max": 9},
+    }
+    start(supervised, shell=SLEEP, veth=True, native=limits)
+    other = start(supervised, name="other", shell=SLEEP, native={"network": {"mode": "none"}})
+    supervised.pause(other)
+    before = supervised.latest_event()
+    assert supervised.context.store.wait_events(before, 1.5) == []
+
+
+def test_at_its_start_what_has_no_record_is_removed_and_nothing_else(
+    make_node: MakeNode, tmp_path: Path
+) -> None:
+    node, other = make_node(), make_node(tmp_path / "other")
+    ports = {"network": {"ports": ["22996:80"]}}
+    kept = start(node, name="kept", shell=SLEEP, veth=True)
+    theirs = start(other, name="theirs", shell=SLEEP, veth=True)
+    lost = start(node, name="lost", shell=SLEEP, veth=True, native=ports)
+    facts = node.look(lost).facts
+    assert facts is not None
+    pids = [node.get(lost).pid or 0, facts.init_pid or 0]
+    link, directory = facts.links[0].link, node.paths.instance_run(lost)
+    data = node.paths.instance_lib(lost)
+    # As after a store that was restored from before its definition.
+    node.context.store.delete(lost)
+    node.close()
+    again = make_node()
+    supervisor = Supervisor(again)
+    supervisor.start()
+    try:
+        until(lambda: not directory.exists() and not data.exists(), what="its directories go")
+        until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), what="it ends")
+        until(lambda: link not in again.context.network.links(), what="its link goes")
+        assert f"i-{lost}" not in again.context.driver.names()
+        network = again.context.network
+        assert isinstance(network, Mending)
+        assert network.published_addresses() == set()
+        removed = {e.data["what"] for e in again.events() if e.kind == "leftover-removed"}
+        assert removed >= {"process", "cgroup", "link", "rule", "directory"}
+        assert again.get(kept).state == other.get(theirs).state == "RUNNING"
+        assert not other.events(other.latest_event() - 1)[0].kind.startswith("leftover")
+    finally:
+        supervisor.close()
