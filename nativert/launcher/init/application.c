@@ -206,8 +206,8 @@ static void write_exit(const struct text *text)
 	bool whole;
 
 	/*
-	 * No room, or the directory was removed: who is connected still hears of the end, and who asks
-	 * later finds init idle after this run.
+	 * No room, or the directory was removed: who is connected still hears of the end, and who
+	 * asks later finds init idle after this run.
 	 */
 	if (fd < 0)
 		return;

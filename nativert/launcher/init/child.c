@@ -67,7 +67,7 @@ static int set_limits(const struct program *program, struct failure *failure)
 		return fail(failure, errno, "oom_score_adj", NULL);
 	for (size_t i = 0; i < program->limit_count; i++)
 		if (setrlimit(program->limits[i].resource, &program->limits[i].value))
-			/* EINVAL is a soft limit above the hard one: as little allowed as the rest. */
+			/* EINVAL, a soft limit above the hard one, is as little allowed. */
 			return fail(failure, EPERM, program->limits[i].name, strerror(errno));
 	return 0;
 }
@@ -125,7 +125,7 @@ static int try_candidate(const struct program *program, const char *path, struct
 
 	execve(path, program->argv, program->env);
 	if (errno == ENOENT && !stat(path, &about))
-		/* The kernel reports a missing "#!" or ELF interpreter as the file's own absence. */
+		/* So the kernel reports that a "#!" or ELF interpreter is absent. */
 		return fail(refused, ELIBACC, path, "its interpreter or loader is not there");
 	if (errno != ENOENT && errno != ENOTDIR && !refused->number)
 		fail(refused, errno, NULL, NULL);
@@ -272,8 +272,8 @@ int child_start(const struct program *program, const int stdio[3], bool terminal
 		return fail(failure, errno, NULL, NULL);
 	if (self.around.into >= 0) {
 		/*
-		 * Attaches without the write lock that a later move would take (an RCU grace period,
-		 * 7-12 ms after a quiet spell).
+		 * Attaches without the write lock that a later move would take (an RCU grace
+		 * period, 7-12 ms after a quiet spell).
 		 */
 		args.flags |= CLONE_INTO_CGROUP;
 		args.cgroup = (uint64_t)self.around.into;

@@ -308,7 +308,7 @@ struct init {
 	struct evidence evidence;
 	struct log log;
 	struct application application;
-	char *last; /* the last run's end as JSON, for who asks when exit.json could not be written */
+	char *last; /* the last run's end as JSON, for who asks where there is no exit.json */
 	struct connection *starter;
 	struct connection connections[MAX_CONNECTIONS];
 	size_t highest; /* no connection beyond it */

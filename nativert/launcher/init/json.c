@@ -24,7 +24,8 @@ static bool value(struct parser *p, int depth);
 
 static void blanks(struct parser *p)
 {
-	while (p->at < p->end && (*p->at == ' ' || *p->at == '\t' || *p->at == '\n' || *p->at == '\r'))
+	while (p->at < p->end &&
+	       (*p->at == ' ' || *p->at == '\t' || *p->at == '\n' || *p->at == '\r'))
 		p->at++;
 }
 
@@ -52,8 +53,11 @@ static struct json *node(struct parser *p, enum kind kind)
 
 	if (p->count == p->room) {
 		size_t room = p->room ? 2 * p->room : 64;
-		struct json *nodes = room <= MAX_NODES ? realloc(p->nodes, room * sizeof(*nodes)) : NULL;
+		struct json *nodes;
 
+		if (room > MAX_NODES)
+			return NULL;
+		nodes = realloc(p->nodes, room * sizeof(*nodes));
 		if (!nodes)
 			return NULL;
 		p->nodes = nodes;

@@ -207,7 +207,7 @@ void log_write(struct log *log, const char *stream, const char *data, size_t len
 
 		if (!add_record(log, head, data, (size_t)((newline ? newline : end) - data),
 				next - data)) {
-			/* A full disk: the application goes on, the gap is told when there is room. */
+			/* A full disk: the application goes on, the gap is told later. */
 			log->lost_bytes += end - data + batch.payload;
 			batch.length = 0;
 			batch.payload = 0;

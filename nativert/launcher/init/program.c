@@ -69,9 +69,9 @@ static int read_env(struct program *program, const struct json *object, struct f
 	at = object + 1;
 	for (uint32_t i = 0; i < object->entries; i++, at = json_next(at + 1)) {
 		if (at->kind != JSON_TEXT || !at->text[0] || strchr(at->text, '='))
-			return fail(failure, 0, NULL, "program: env has what is no name of a variable");
+			return fail(failure, 0, NULL, "program: env has what is no name");
 		if (at[1].kind != JSON_TEXT)
-			return fail(failure, 0, NULL, "program: env has what is no value of a variable");
+			return fail(failure, 0, NULL, "program: env has what is no value");
 		bytes += strlen(at->text) + strlen(at[1].text) + 2;
 	}
 	program->env = calloc(object->entries + 1UL, sizeof(*program->env));

@@ -162,8 +162,13 @@ static const struct {
 	void (*carry_out)(struct connection *connection, const struct packet *packet,
 			  struct failure *failure);
 } verbs[] = {
-	{"hello", hello},	  {"status", status},	    {"run", run},	  {"exec", session_exec},
-	{"script", session_exec}, {"signal", send_asked}, {"release", release},
+	{"hello", hello},
+	{"status", status},
+	{"run", run},
+	{"exec", session_exec},
+	{"script", session_exec},
+	{"signal", send_asked},
+	{"release", release},
 };
 
 /* Carry out one message; no message ends the instance. */
