@@ -98,6 +98,17 @@ class Monitor(Part, frozen=True, kw_only=True):
             raise DescriptorError("monitor.interval_s", "must be between 0.1 and 3600")
 
 
+class Supervision(Part, frozen=True, kw_only=True):
+    """How often what the kernel has is held against the records."""
+
+    reconcile_s: float = 5.0
+
+    def __post_init__(self) -> None:
+        """Refuse what would keep a processor busy."""
+        if not 0.1 <= self.reconcile_s <= 3600:
+            raise DescriptorError("supervision.reconcile_s", "must be between 0.1 and 3600")
+
+
 class Plugins(Part, frozen=True, kw_only=True):
     """Which runtime plugins are loaded beside the native one."""
 
@@ -113,6 +124,7 @@ class Config(Part, frozen=True, kw_only=True):
     stop_all: bool = False
     api: Api = Api()
     monitor: Monitor = Monitor()
+    supervision: Supervision = Supervision()
     plugins: Plugins = Plugins()
 
 

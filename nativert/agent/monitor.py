@@ -14,6 +14,9 @@ import msgspec
 
 from nativert.agent.logs import LOGGER
 from nativert.errors import NativertError
+from nativert.fdu.states import State
+from nativert.isolation.cgroups.driver import Sampler as CgroupSampler
+from nativert.runtime.context import Context
 from nativert.runtime.node import Node
 from nativert.runtime.views import Figures, Instance
 
@@ -21,11 +24,13 @@ from nativert.runtime.views import Figures, Instance
 class Sampler:
     """A thread that measures each *interval_s*."""
 
-    def __init__(self, node: Node, interval_s: float) -> None:
+    def __init__(self, node: Node, context: Context, interval_s: float) -> None:
         self.interval_s = interval_s
         self._node = node
-        self._at = 0.0
-        self._used: dict[str, int] = {}
+        self._context = context
+        # Of this thread: nobody else reads from the descriptors.
+        self._counters: dict[str, CgroupSampler] = {}
+        self._used: dict[str, tuple[float, int]] = {}
         self._ratios: dict[str, float] = {}
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._run, name="monitor", daemon=True)
@@ -39,6 +44,8 @@ class Sampler:
         """Stop measuring."""
         self._ending.set()
         self._thread.join()
+        while self._counters:
+            self._counters.popitem()[1].close()
 
     def ratio(self, uuid: str, fresh: float | None) -> float | None:
         """Return the share of the last interval, or *fresh* for what has begun since."""
@@ -64,17 +71,40 @@ class Sampler:
 
     def _measure(self) -> None:
         try:
-            figures = self._node.stats()
-        except (NativertError, OSError) as e:
+            wanted = {
+                row.uuid
+                for row in self._context.store.rows()
+                if not row.corrupt and row.desired == State.RUNNING.value
+            }
+        except NativertError as e:
             LOGGER.warning("cannot measure: %s", e)
             return
+        for uuid in self._counters.keys() - wanted:
+            self._counters.pop(uuid).close()
+            self._used.pop(uuid, None)
+        ratios = {}
+        for uuid in wanted:
+            ratio = self._ratio(uuid)
+            if ratio is not None:
+                ratios[uuid] = ratio
+        self._ratios = ratios
+
+    def _ratio(self, uuid: str) -> float | None:
+        """Return the cores used since the last time; None at the first, or without a cgroup."""
+        try:
+            if uuid not in self._counters:
+                self._counters[uuid] = self._context.cgroup(uuid).sampler()
+            used_ns, _, _ = self._counters[uuid].core()
+        except OSError:
+            # Removed, or made anew: opened again the next time.
+            if uuid in self._counters:
+                self._counters.pop(uuid).close()
+            self._used.pop(uuid, None)
+            return None
         now = time.monotonic()
-        used = {f.instance: f.cpu_ns for f in figures if f.cpu_ns is not None}
-        elapsed_ns = (now - self._at) * 1e9
-        self._ratios = {
-            # A new run has begun with a new count.
-            uuid: max(0, ns - self._used[uuid]) / elapsed_ns
-            for uuid, ns in used.items()
-            if uuid in self._used
-        }
-        self._at, self._used = now, used
+        before = self._used.get(uuid)
+        self._used[uuid] = now, used_ns
+        # A count that is smaller is that of a new run.
+        if before is None or used_ns < before[1] or now <= before[0]:
+            return None
+        return (used_ns - before[1]) / 1e9 / (now - before[0])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 
 import click
@@ -27,3 +29,7 @@ def agent(session: Session, config: Path | None, stop_all: bool) -> None:
     from nativert.agent.service import serve
 
     serve(session.root, here=session.here, config=config, stop_all=stop_all)
+    # Threads may still wait for the end of an application: the interpreter must not be taken
+    # down under them.
+    sys.stderr.flush()
+    os._exit(0)

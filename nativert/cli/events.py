@@ -48,6 +48,14 @@ def _print(session: Session, event: Event) -> None:
     at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event.time))
     told = event.data.get("message")
     if not isinstance(told, str):
-        told = " ".join(f"{k}={v}" for k, v in event.data.items() if v is not None)
+        told = " ".join(f"{k}={_short(v)}" for k, v in event.data.items() if v is not None)
     who = event.name or event.instance or output.UNKNOWN
     output.line(output.printable(f"{event.seq}  {at}  {who}  {event.kind}  {told}".rstrip()))
+
+
+def _short(value: object) -> object:
+    # Of an end or limits: its sentence, or what is set.
+    if not isinstance(value, dict):
+        return value
+    set_ = ",".join(f"{k}:{v}" for k, v in value.items() if v not in (None, []))
+    return f"({value.get('message', set_)})"

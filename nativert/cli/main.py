@@ -47,6 +47,8 @@ _COMMANDS = {
     "agent": "agent:agent",
     "gc": "host:gc",
     "doctor": "host:doctor",
+    "backup": "backup:backup",
+    "restore": "backup:restore",
     "version": "model:version",
     "completion": "completion:completion",
 }

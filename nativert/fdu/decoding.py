@@ -13,6 +13,7 @@ import msgspec
 
 from nativert.errors import DescriptorError
 from nativert.fdu.document import join
+from nativert.fdu.known import known
 from nativert.fdu.quantity import FieldError, show
 
 NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
@@ -43,7 +44,7 @@ def build(raw: object, kind: type[_T]) -> _T:
     """The struct that `raw` describes; raises `DescriptorError`."""
     cleaned = _clean(raw, kind, "")
     try:
-        return msgspec.convert(cleaned, kind)
+        return msgspec.convert(cleaned, known(kind))
     except msgspec.ValidationError as e:
         raise _refusal(e, cleaned, kind) from None
 

@@ -14,6 +14,7 @@ import msgspec
 from nativert.errors import DescriptorError
 from nativert.fdu import document, syntax
 from nativert.fdu.descriptor import Descriptor
+from nativert.fdu.known import known
 from nativert.fdu.quantity import show
 from nativert.fdu.states import State
 
@@ -206,7 +207,7 @@ def decode(data: bytes, *, source: str) -> Record:
 
 def _convert(tree: dict[str, Any]) -> Record:
     try:
-        record = msgspec.convert(_without_nulls(tree), Record)
+        record = msgspec.convert(_without_nulls(tree), known(Record))
         syntax.check(syntax.UUID_PATTERN, record.uuid, "uuid", "a UUID")
         syntax.check(syntax.UUID_PATTERN, record.fdu_id, "fdu_id", "a UUID")
     except msgspec.ValidationError as e:

@@ -12,6 +12,7 @@ from typing import Final, Literal
 import msgspec
 
 from nativert.fdu.attendance import Restart
+from nativert.fdu.known import known
 
 # The wait is at least this part of what the doubling says.
 _LEAST: Final = 0.5
@@ -83,6 +84,6 @@ def decode(text: str | None) -> Retry | None:
     if text is None:
         return None
     try:
-        return msgspec.json.decode(text.encode(), type=Retry)
+        return msgspec.json.decode(text.encode(), type=known(Retry))
     except msgspec.ValidationError:
         return None

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, NamedTuple, Self
 
-from nativert.launcher import protocol
+from nativert.launcher import failpoints, protocol
 from nativert.launcher.protocol import Message
 
 _TIMEOUT_S: Final = 40.0
@@ -202,8 +202,9 @@ class LauncherClient:
         server = "from nativert.launcher.server import main; main()"
         code = f"import sys; sys.path[:] = {sys.path!r}; {server}"
         environment = {"PATH": os.environ.get("PATH", "/usr/bin:/bin"), "LC_ALL": "C.UTF-8"}
-        if "NATIVERT_KERNEL" in os.environ:
-            environment["NATIVERT_KERNEL"] = os.environ["NATIVERT_KERNEL"]
+        for name in ("NATIVERT_KERNEL", failpoints.VARIABLE):
+            if name in os.environ:
+                environment[name] = os.environ[name]
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with (
             ours,

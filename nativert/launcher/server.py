@@ -20,6 +20,7 @@ import time
 
 from nativert.isolation import chroot, credentials, namespaces, process, syscalls
 from nativert.launcher import create, protocol
+from nativert.launcher.failpoints import failpoint
 from nativert.launcher.loop import Loop, drain
 from nativert.launcher.protocol import Message
 
@@ -201,6 +202,7 @@ class Launcher:
         self._children.add(pid)
         self._pending[ours.fileno()] = pending
         try:
+            failpoint("launcher.cloned")
             # While init builds its root on another cpu.
             held = namespaces.create(
                 sandbox["id_base"], sandbox["id_count"], network=sandbox["network"], reap=False
@@ -223,6 +225,7 @@ class Launcher:
         fd = pending.control.fileno()
         try:
             message, _ = protocol.receive(pending.control)
+            failpoint("launcher.built")
         except (EOFError, OSError, ValueError) as e:
             message = protocol.error_message("init", OSError(3, f"init ended without a word: {e}"))
         self._finish(fd, pending, message)
@@ -234,6 +237,7 @@ class Launcher:
         if message is not None and "error" not in message:
             fds = [pending.pidfd] + ([pending.network] if pending.network >= 0 else [])
             owned = self._answer(pending.client, {"ok": True, "pid": pending.pid}, *fds)
+            failpoint("launcher.answered")
         if not owned:
             try:
                 signal.pidfd_send_signal(pending.pidfd, signal.SIGKILL)
@@ -317,6 +321,7 @@ def main() -> None:
     except BlockingIOError:
         protocol.send(starter, {"busy": True})
         return
+    failpoint("launcher.locked")
     if not config["here"]:
         for name in ("mnt", "net"):
             if not _same_namespace(name):
@@ -327,6 +332,7 @@ def main() -> None:
     if os.fork():
         os._exit(0)
     try:
+        failpoint("launcher.detached")
         credentials.become_subreaper()
         credentials.name_process("nativert-launcher")
         # All of them, for good: inits inherit the mask and read signals from descriptors.
@@ -337,8 +343,10 @@ def main() -> None:
         # Where it is to go may have to be made around it.
         protocol.send(starter, {"pid": os.getpid()})
         protocol.receive(starter)
+        failpoint("launcher.placed")
         rlimits = _leave_surroundings(config)
         launcher = Launcher(config, rlimits)
+        failpoint("launcher.listening")
     except OSError as e:
         protocol.send(starter, protocol.error_message("launcher", e))
         return

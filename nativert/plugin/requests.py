@@ -12,6 +12,7 @@ from nativert.errors import Code, DescriptorError, NativertError
 from nativert.fdu import descriptor as descriptors
 from nativert.fdu import document
 from nativert.fdu.descriptor import Descriptor
+from nativert.fdu.known import known
 from nativert.fdu.states import State
 from nativert.runtime import limits
 
@@ -70,7 +71,7 @@ def decode(data: bytes, source: str) -> tuple[Request, dict[str, Any]]:
     tree = document.read(data, source=source)
     assert isinstance(tree, dict)
     try:
-        return msgspec.convert(tree, Request), tree
+        return msgspec.convert(tree, known(Request)), tree
     except msgspec.ValidationError as e:
         text, _, path = str(e).rpartition(" - at `$")
         where = path.strip("`.") or source

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -76,6 +77,11 @@ class ExecSession:
 
     def close(self) -> None:
         """Give the session up: what still runs of it is killed."""
+        try:
+            # A thread that waits would keep the connection open past its close.
+            self._channel.sock.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass  # Closed already, or by the other side.
         self._channel.close()
         if self.master is not None:
             os.close(self.master)

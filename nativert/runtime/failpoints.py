@@ -1,16 +1,28 @@
-"""Named points at the step boundaries of the operations, at which a test makes them fail.
+"""The points of the operations and of supervision, and those of the launcher: all there are.
 
-``NATIVERT_FAILPOINTS=configure.cgroup=kill,run.noted=enospc`` arms two of them: the process
-that comes there kills itself, or the step fails as a full disk would make it fail. Unset,
-as it is outside of tests, a point is one look into an empty dictionary.
+How they are armed, and what they do: `nativert.launcher.failpoints`.
 """
 
 from __future__ import annotations
 
-import errno
 import os
-import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
+
+from nativert.launcher import failpoints
+from nativert.launcher.failpoints import ACTIONS, LAUNCHER, VARIABLE, UnexpectedError, failpoint
+
+__all__ = [
+    "ACTIONS",
+    "LAUNCHER",
+    "POINTS",
+    "SUPERVISION",
+    "UnexpectedError",
+    "arm",
+    "failpoint",
+    "passed",
+]
 
 # Each is passed when the step that it names has been carried out, and nothing after it has.
 POINTS: Final = (
@@ -47,33 +59,32 @@ POINTS: Final = (
     "undefine.data",
     "undefine.stored",
 )
-ACTIONS: Final = ("kill", "raise", "enospc")
-
-_armed: dict[str, str] = {}
+# Passed by who supervises only, besides the points of the operations that it carries out.
+SUPERVISION: Final = (
+    "restart.decided",
+    "restart.configured",
+    "repair.done",
+)
 
 
 def arm(specification: str) -> None:
     """Arm the points of *specification*, ``name=action,...``, and no others; ValueError."""
-    armed = {}
     for part in filter(None, specification.split(",")):
-        name, _, action = part.partition("=")
-        if name not in POINTS or action not in ACTIONS:
+        if part.partition("=")[0] not in (*POINTS, *SUPERVISION, *LAUNCHER):
             raise ValueError(f"no such failpoint: {part!r}")
-        armed[name] = action
-    _armed.clear()
-    _armed.update(armed)
+    failpoints.arm(specification)
 
 
-def failpoint(name: str) -> None:
-    """Fail here if the point *name* is armed: OSError, or the end of this process."""
-    if not _armed:
-        return
-    action = _armed.pop(name, None)
-    if action == "kill":
-        os.kill(os.getpid(), signal.SIGKILL)
-    elif action is not None:
-        number = errno.ENOSPC if action == "enospc" else errno.EIO
-        raise OSError(number, f"failpoint {name}: {os.strerror(number)}")
+@contextmanager
+def passed() -> Iterator[list[str]]:
+    """Give the list that gets every point which this process passes in the block."""
+    found: list[str] = []
+    failpoints._heard.append(found.append)
+    try:
+        yield found
+    finally:
+        failpoints._heard.remove(found.append)
 
 
-arm(os.environ.get("NATIVERT_FAILPOINTS", ""))
+# What the environment arms is armed since the import; here its names are checked too.
+arm(os.environ.get(VARIABLE, ""))

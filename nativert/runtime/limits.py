@@ -13,6 +13,7 @@ import msgspec
 
 from nativert.errors import Code, DescriptorError, NativertError
 from nativert.fdu.descriptor import Descriptor
+from nativert.fdu.known import known
 from nativert.isolation.cgroups.limits import IoLimit, Limits
 
 _LARGEST: Final = (1 << 63) - 1
@@ -60,13 +61,13 @@ def changed(limits: Limits, change: Mapping[str, object]) -> Limits:
 
     io entries replace those of the same device, field by field. Raises NativertError(USAGE).
     """
-    known = {field.name for field in dataclasses.fields(Limits)}
-    unknown = sorted(change.keys() - known)
+    names = {field.name for field in dataclasses.fields(Limits)}
+    unknown = sorted(change.keys() - names)
     if unknown:
         raise NativertError(
             f"no such limit: {', '.join(unknown)}",
             code=Code.USAGE,
-            hint=f"known: {', '.join(sorted(known))}",
+            hint=f"known: {', '.join(sorted(names))}",
         )
     values: dict[str, Any] = dict(change)
     if values.get("io") is not None:
@@ -78,7 +79,7 @@ def changed(limits: Limits, change: Mapping[str, object]) -> Limits:
     elif "io" in values:
         values["io"] = ()
     try:
-        asked = msgspec.convert(values, Limits, strict=True)
+        asked = msgspec.convert(values, known(Limits), strict=True)
     except msgspec.ValidationError as e:
         raise NativertError(f"bad limit: {e}", code=Code.USAGE) from e
     for name, value in _numbers(asked):
@@ -118,4 +119,4 @@ def encode(limits: Limits) -> str:
 
 def decode(text: str | None) -> Limits | None:
     """Return what `encode` wrote."""
-    return None if text is None else msgspec.json.decode(text.encode(), type=Limits)
+    return None if text is None else msgspec.json.decode(text.encode(), type=known(Limits))

@@ -115,7 +115,7 @@ class Node(Questions):
             event=("defined", edges.encode({"state": State.DEFINED.value})),
         )
         failpoint("define.stored")
-        self._report(row, State.DEFINED)
+        self.report(row, State.DEFINED)
         return self._monitor.row(Observed(row, State.DEFINED, None, None))
 
     def configure(self, ref: str, *, progress: Progress | None = None) -> Instance:
@@ -297,7 +297,7 @@ class Node(Questions):
             hold.seen = after
             edges.tell(self._context, operation, after)
         if not quiet or after is not seen:
-            self._report(row, after.state)
+            self.report(row, after.state)
         # Not measured: ten more files to read than some operations take themselves.
         return self._monitor.row(after, measured=False)
 
@@ -317,8 +317,9 @@ class Node(Questions):
         edges.refuse(self._context, row, operation, error)
         if self._reporter is not None:
             self._reporter.write_fdu_error(row.fdu, row.uuid, error.code.fog05, error.message)
-            self._report(row, observe(self._context, self._context.store.get(row.uuid)).state)
+            self.report(row, observe(self._context, self._context.store.get(row.uuid)).state)
 
-    def _report(self, row: Row, state: State) -> None:
+    def report(self, row: Row, state: State) -> None:
+        """Have those who listen hear that an instance is in *state*."""
         if self._reporter is not None:
             self._reporter.update_fdu_status(row.fdu, row.uuid, state.wire)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import msgspec
 
 from nativert.errors import Code, StepError
+from nativert.fdu.known import known
 from nativert.fdu.states import Event, State, next_state
 from nativert.isolation import process
 from nativert.launcher.client import ReportedError
@@ -170,7 +171,7 @@ def _end_told_by_init(context: Context, row: Row, facts: Facts) -> ExitFacts | N
 def _told(status: Message, facts: Facts) -> ExitFacts | None:
     """Return the end of the present run that init has in its status."""
     try:
-        told = msgspec.convert(status.get("end"), ExitFacts)
+        told = msgspec.convert(status.get("end"), known(ExitFacts))
     except msgspec.ValidationError:
         return None
     return told if told.run == facts.run else None

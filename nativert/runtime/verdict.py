@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import msgspec
 
+from nativert.fdu.known import known
 from nativert.runtime.views import End, Reason, Sender
 from nativert.store.boot import ExitFacts, StopFacts
 
@@ -244,4 +245,4 @@ def encode(end: End) -> str:
 
 def decode(text: str | None) -> End | None:
     """Return what the store kept; None where nothing was."""
-    return None if text is None else msgspec.json.decode(text.encode(), type=End)
+    return None if text is None else msgspec.json.decode(text.encode(), type=known(End))

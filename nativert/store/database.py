@@ -102,8 +102,13 @@ def open_existing(path: Path) -> sqlite3.Connection:
     )
     # A flipped bit may break UTF-8; one bad row must not make the others unreadable.
     connection.text_factory = _text
-    connection.execute("PRAGMA synchronous = FULL")
-    connection.execute("PRAGMA foreign_keys = ON")
+    try:
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA foreign_keys = ON")
+    except BaseException:
+        # It is in a circle with its statements: left alone it stays open for a while.
+        connection.close()
+        raise
     return connection
 
 

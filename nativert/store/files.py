@@ -10,6 +10,8 @@ from typing import Final, TypeVar
 
 import msgspec
 
+from nativert.fdu.known import known
+
 _T = TypeVar("_T")
 _ROUNDS: Final = 3
 
@@ -120,7 +122,7 @@ def decode(path: Path | str, kind: type[_T], *, limit_bytes: int = 16 << 20) -> 
     Other OSErrors (EMFILE, EIO) say nothing about the content and stay what they are.
     """
     try:
-        return msgspec.json.decode(read(path, limit_bytes=limit_bytes), type=kind)
+        return msgspec.json.decode(read(path, limit_bytes=limit_bytes), type=known(kind))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, IsADirectoryError) as e:
         raise DamagedError(f"{path}: {e}") from e
 

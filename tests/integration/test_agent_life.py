@@ -66,12 +66,14 @@ def test_told_to_end_it_leaves_the_instances(
 def test_stop_all_ends_the_instances_too(root: Path, node: Node) -> None:
     with serving(root, "--stop-all") as agent:
         start(node, name="app", shell=COUNT)
-        start(node, name="frozen", shell="trap 'echo bye; exit 3' TERM; while :; do sleep 0.01; done")
+        start(
+            node, name="frozen", shell="trap 'echo bye; exit 3' TERM; while :; do sleep 0.01; done"
+        )
         until(lambda: node.get("frozen").state == "RUNNING")
         node.pause("frozen")
         assert agent.end() == 0
     assert [row.state for row in node.list()] == ["CONFIGURED"] * 2
-    assert ended(node.get("frozen")).reason == "stopped"
+    assert ended(node.get("frozen")).reason == "node-shutdown"
 
 
 def test_killed_and_started_again_it_finds_everything(root: Path, node: Node) -> None:
@@ -107,6 +109,7 @@ def test_a_foreground_run_outlives_the_agent(root: Path, node: Node, tmp_path: P
             [*CLI, "run", str(document)],
             env=os.environ | {"NATIVERT_ROOT": str(root)},
             stdout=subprocess.PIPE,
+            bufsize=0,
         )
         assert run.stdout is not None
         assert run.stdout.read(2) == b"1\n"
@@ -165,7 +168,9 @@ def test_the_configuration_is_read_and_read_again(root: Path, node: Node) -> Non
         ("[api\n", "config.toml"),
     ],
 )
-def test_a_wrong_configuration_is_refused(root: Path, node: Node, config: str, message: str) -> None:
+def test_a_wrong_configuration_is_refused(
+    root: Path, node: Node, config: str, message: str
+) -> None:
     path = root / "etc/nativert/config.toml"
     path.parent.mkdir(parents=True)
     path.write_text(config)

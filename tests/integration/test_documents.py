@@ -21,6 +21,7 @@ from nodes import log_text, run_inside, until
 from nativert.errors import NativertError
 from nativert.fdu.descriptor import decode
 from nativert.runtime.node import Node
+from nativert.runtime.supervision.supervisor import Supervisor
 
 pytestmark = [pytest.mark.root, pytest.mark.netns]
 
@@ -88,7 +89,12 @@ DESCRIPTORS = [
 def test_every_descriptor_of_a_page_runs(node: Node, cli: Cli, tmp_path: Path, text: str) -> None:
     (tmp_path / "shown.yaml").write_text(text)
     assert cli("validate", str(tmp_path / "shown.yaml")).returncode == 0
-    assert settled(node, bring_up(node, text)) in ("RUNNING", "ENDED")
+    supervisor = Supervisor(node)
+    supervisor.start()
+    try:
+        assert settled(node, bring_up(node, text)) in ("RUNNING", "ENDED")
+    finally:
+        supervisor.close()
 
 
 def masked(output: str) -> list[list[str]]:

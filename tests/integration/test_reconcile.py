@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 from nodes import MakeNode, address, cgroup, driver_of, make_descriptor, start, tag_of, until
 
-from nativert.isolation.cgroups.limits import Limits
+from nativert.isolation.cgroups.limits import Entry, Limits
 from nativert.isolation.network import nftables
 from nativert.runtime.node import Node
 from nativert.runtime.protocols import Mending
+from nativert.runtime.supervision.reconcile import Reconciler
 from nativert.runtime.supervision.supervisor import Supervisor
 
 pytestmark = [pytest.mark.root, pytest.mark.netns]
@@ -72,14 +73,42 @@ def test_processes_that_were_moved_out_are_brought_back(supervised: Node, root: 
     until(lambda: len(cgroup(supervised, app).pids()) == 3, what="three processes")
     pids = cgroup(supervised, app).pids()
     entry = driver_of(root).open("init").entry()
-    outside = [os.path.dirname(path) for path in entry.tasks] + [entry.into or ""]
-    for directory in filter(None, outside):
+    for directory in directories(entry):
         for pid in pids:
             Path(directory, "cgroup.procs").write_text(str(pid))
     until(lambda: sorted(cgroup(supervised, app).pids()) == sorted(pids), what="they are back")
     until(lambda: told(supervised, "repaired", app), what="the repair is told")
     assert "moved out" in told(supervised, "repaired", app)[0]
     assert supervised.stop(app).state == "CONFIGURED"
+
+
+def test_a_cgroup_that_was_removed_is_made_anew_and_told_as_degraded(
+    node: Node, root: Path
+) -> None:
+    app = start(node, shell="sleep 1000 & exec sleep 1001", native={"pids": {"max": 20}})
+    until(lambda: len(cgroup(node, app).pids()) == 2, what="two processes")
+    pids = cgroup(node, app).pids()
+    outside, own = (driver_of(root).open(name).entry() for name in ("init", f"i-{app}"))
+    for into, away in zip(directories(outside), directories(own), strict=True):
+        for pid in pids:
+            Path(into, "cgroup.procs").write_text(str(pid))
+        os.rmdir(away)
+    reconciler = Reconciler(node)
+    reconciler.round()
+    reconciler.round()
+    assert sorted(cgroup(node, app).pids()) == sorted(pids)
+    assert cgroup(node, app).read().pids_max == 20
+    assert "was removed" in told(node, "repaired", app)[0]
+    assert "clean and configure" in told(node, "degraded", app)[0]
+    node.stop(app)
+    node.clean(app)
+    node.configure(app)
+    assert node.run(app).state == "RUNNING"
+
+
+def directories(entry: Entry) -> list[str]:
+    found = [os.path.dirname(path) for path in entry.tasks] + [entry.into or ""]
+    return list(dict.fromkeys(filter(None, found)))
 
 
 def published(node: Node) -> tuple[str, Callable[[], bool]]:

@@ -207,7 +207,7 @@ def test_a_second_interrupt_kills(node: Node, foreground: Callable[..., Foregrou
     run.process.send_signal(signal.SIGINT)
     # The stop is under way once its intent is noted.
     facts = node._context.paths.instance_run(node.get("app").instance) / "boot.json"
-    until(lambda: b'"stop"' in facts.read_bytes())
+    until(lambda: b'"intent":"stop"' in facts.read_bytes())
     begun = time.monotonic()
     run.process.send_signal(signal.SIGINT)
     code, _, _ = run.ended()

@@ -8,6 +8,7 @@ import signal
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -150,5 +151,39 @@ def test_after_a_boot_what_was_wanted_runs_again(node: Node) -> None:
         assert ended(node.get("plain")).reason == "node-rebooted"
         assert {node.get(name).state for name in ("stopped", "looping")} == {"DEFINED"}
         assert ("started", "looping") not in told
+    finally:
+        after.close()
+
+
+def test_a_start_after_a_boot_that_fails_is_not_tried_for_ever(node: Node, tmp_path: Path) -> None:
+    before = Supervisor(node)
+    before.start()
+    program = tmp_path / "program"
+    shutil.copy("/bin/sleep", program)
+    image = {"uri": f"file://{program}", "format": "binary"}
+    define(
+        node,
+        "gone",
+        shell=None,
+        binary="program",
+        args=["1000"],
+        image=image,
+        native={"autostart": True},
+    )
+    node.configure("gone")
+    node.run("gone")
+    before.close()
+    reboot(node)
+    program.unlink()
+    cursor = node.latest_event()
+    after = Supervisor(node)
+    after.start()
+    try:
+        until(
+            lambda: any(e.kind == "rests" for e in node.events(cursor)), what="it is decided once"
+        )
+        cursor = node.latest_event()
+        assert not [e for e in node.wait_events(cursor, 1.5) if e.name == "gone"]
+        assert node.get("gone").state == "DEFINED"
     finally:
         after.close()

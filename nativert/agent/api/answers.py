@@ -11,6 +11,7 @@ from aiohttp import web
 from nativert.agent import faults
 from nativert.agent.api.core import Core
 from nativert.errors import Code, NativertError
+from nativert.fdu.known import known
 
 CORE = web.AppKey("core", Core)
 NDJSON = "application/x-ndjson"
@@ -39,7 +40,7 @@ def query(request: web.Request, kind: type[_T]) -> _T:
     """Return the query as a *kind*; NativertError(USAGE) names what is wrong with it."""
     values: dict[str, Any] = dict(request.query)
     try:
-        return msgspec.convert(values, kind, strict=False)
+        return msgspec.convert(values, known(kind), strict=False)
     except msgspec.ValidationError as e:
         raise NativertError(f"query: {e}", code=Code.USAGE) from None
 
@@ -54,7 +55,7 @@ async def body(request: web.Request, kind: type[_T]) -> _T:
             f"the body did not arrive within {timeout_s:g} s", code=Code.TIMEOUT
         ) from None
     try:
-        return msgspec.json.decode(data or b"{}", type=kind)
+        return msgspec.json.decode(data or b"{}", type=known(kind))
     except msgspec.DecodeError as e:
         raise NativertError(f"body: {e}", code=Code.USAGE) from None
 

@@ -232,15 +232,23 @@ async def _told(request: web.Request, handler: _Handler) -> web.StreamResponse:
 
 
 class _Full(asyncio.Protocol):
-    """Turns away a connection that is one too many."""
+    """Turns away a connection that is one too many, once it has asked something."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.WriteTransport)
-        transport.write(
+        self._transport = transport
+        # Who asks nothing does not stay either.
+        self._close = asyncio.get_running_loop().call_later(_CLOSING_S, transport.abort)
+
+    def data_received(self, _data: bytes) -> None:
+        self._transport.write(
             b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\n"
             b"Content-Length: 0\r\nConnection: close\r\n\r\n"
         )
-        transport.close()
+        self._transport.close()
+
+    def connection_lost(self, _error: Exception | None) -> None:
+        self._close.cancel()
 
 
 def _tls(tcp: Tcp) -> ssl.SSLContext | None:

@@ -21,6 +21,7 @@ from nativert.agent.api.answers import CORE
 from nativert.agent.api.core import Core
 from nativert.agent.api.messages import Program
 from nativert.errors import Code, NativertError
+from nativert.fdu.known import known
 from nativert.runtime.execute import ExecSession
 
 _CHUNK = 65536
@@ -63,7 +64,7 @@ async def _serve(core: Core, socket: web.WebSocketResponse, ref: str) -> int:
     if first.type is not WSMsgType.TEXT:
         raise NativertError("the first message must be a text: the program", code=Code.USAGE)
     try:
-        program = msgspec.json.decode(first.data, type=Program)
+        program = msgspec.json.decode(first.data, type=known(Program))
     except msgspec.DecodeError as e:
         raise NativertError(f"program: {e}", code=Code.USAGE) from None
     with ExitStack() as held:
@@ -166,7 +167,7 @@ async def _type(socket: web.WebSocketResponse, session: ExecSession, stdin: int)
                 data = message.data
             elif message.type is WSMsgType.TEXT:
                 try:
-                    control = msgspec.json.decode(message.data, type=_Control)
+                    control = msgspec.json.decode(message.data, type=known(_Control))
                 except msgspec.DecodeError as e:
                     raise NativertError(f"message: {e}", code=Code.USAGE) from None
                 if control.resize is not None:

@@ -22,6 +22,7 @@ from nativert.runtime import edges, verdict
 from nativert.runtime import pause as pauses
 from nativert.runtime import run as runs
 from nativert.runtime.context import descriptor_of
+from nativert.runtime.failpoints import failpoint
 from nativert.runtime.observe import Observed
 from nativert.runtime.views import End
 from nativert.store.durable import Row
@@ -41,8 +42,6 @@ def waits(row: Row) -> bool:
         return retry is not None and retry.run == row.run_count and retry.at is not None
     if descriptor_of(row.descriptor, row.name).native.restart.policy == "never":
         return False
-    if end is None:
-        return True  # It runs, or whoever was to start it did not live to.
     return retry is None or retry.run != row.run_count or retry.at is not None
 
 
@@ -79,13 +78,13 @@ def decide(
         if row.wanted != State.RUNNING.value or seen.state not in (State.CONFIGURED, State.DEFINED):
             return seen
         native = descriptor_of(row.descriptor, row.name).native
-        if end is None:
+        if end is None and not anew:
             # Its start was interrupted, or an operator has configured it again.
             if native.restart.policy != "never" or native.autostart:
                 decided.append(Retry(run=row.run_count, at=now))
             return seen
         before = restart.decode(row.retry)
-        if _after_boot(row, end) and not anew:
+        if not anew and _after_boot(row, end):
             if native.autostart:
                 decided.append(Retry(run=row.run_count, at=now))
             return seen
@@ -95,13 +94,13 @@ def decide(
             native.restart,
             before,
             run=row.run_count,
-            failed=failed(end) or anew,
+            failed=anew or end is None or failed(end),
             healthy_s=healthy_s,
             now=now,
             chance=random.random(),  # noqa: S311 (it spreads load, and hides nothing)
         )
         decided.append(retry)
-        if retry == before or native.restart.policy == "never":
+        if retry == before or (native.restart.policy == "never" and not anew):
             return seen
         data: dict[str, object] = {"at": retry.at, "attempt": retry.failures}
         kind = "restart-planned"
@@ -110,6 +109,7 @@ def decide(
         row = node.context.store.update(
             row.uuid, retry=restart.encode(retry), event=(kind, edges.encode(data))
         )
+        failpoint("restart.decided")
         return dataclasses.replace(seen, row=row)
 
     node.operate(uuid, None, act, quiet=True)
@@ -131,6 +131,7 @@ def start_again(node: Node, uuid: str) -> bool:
             retry, restarts, env = row.retry, row.restarts, row.env
             seen = configure(node.context, seen)
             edges.tell(node.context, Operation.CONFIGURE, seen)
+            failpoint("restart.configured")
         elif seen.state is State.CONFIGURED:
             retry, restarts, env = row.retry, row.restarts, row.env
         else:

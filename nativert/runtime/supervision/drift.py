@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -36,8 +37,13 @@ class Drift:
     message: str
 
 
-def find(context: Context, seen: Observed, accepted: tuple[Limits, Limits] | None) -> list[Drift]:
-    """Return what has been changed from outside; changes nothing."""
+def find(
+    context: Context,
+    seen: Observed,
+    present: Collection[str],
+    accepted: tuple[Limits, Limits] | None,
+) -> list[Drift]:
+    """Return what has been changed from outside; changes nothing. *present* are the links."""
     found: list[Drift] = []
     row, facts = seen.row, seen.facts
     if facts is None:
@@ -57,7 +63,6 @@ def find(context: Context, seen: Observed, accepted: tuple[Limits, Limits] | Non
     if with_application and _moved(int(str(pid)), row.uuid, len(directories)):
         found.append(Drift("processes", "its processes were moved out of its cgroup"))
     if facts.links:
-        present = set(context.network.links())
         gone = [link.link for link in facts.links if link.link not in present]
         if gone:
             found.append(Drift("links", f"its link was removed: {', '.join(gone)}"))

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from nativert.runtime.supervision.supervisor import Supervisor
 
 _WITH_APPLICATION: Final = (State.RUNNING, State.PAUSED, State.SCALING)
+_WITH_SANDBOX: Final = (*_WITH_APPLICATION, State.CONFIGURED)
 _BUSY_S: Final = 0.2
 _INIT_TIMEOUT_S: Final = 2.0
 
@@ -42,6 +43,10 @@ class Looks:
         except UnknownInstanceError:
             self._supervisor.forget(watched)
             return
+        ended = seen.state in (State.CONFIGURED, State.DEFINED)
+        if ended and watched.state in _WITH_SANDBOX and watched.state is not seen.state:
+            # It may have ended by itself, which no operation has reported.
+            self._node.report(seen.row, seen.state)
         watched.state = seen.state
         self._follow(watched, seen)
         self._attend(watched, seen)

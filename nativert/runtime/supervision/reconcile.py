@@ -7,12 +7,15 @@ What cannot be put back is told once as degraded, until it is so no more.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Collection
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from nativert.errors import NativertError
 from nativert.fdu.states import State
 from nativert.runtime import edges
 from nativert.runtime import limits as limits_of
+from nativert.runtime.failpoints import failpoint
 from nativert.runtime.observe import Observed
 from nativert.runtime.protocols import Mending, PortRequest
 from nativert.runtime.release import attached
@@ -34,6 +37,7 @@ class Reconciler:
     def __init__(self, node: Node) -> None:
         self._node = node
         self._next = 0
+        self._links: frozenset[str] = frozenset()
         self._degraded: dict[str, str] = {}
         # What the kernel made of limits that it does not read back as they were written.
         self._accepted: drift.Accepted = {}
@@ -45,11 +49,14 @@ class Reconciler:
         self._guarded("", lambda: self._network(seen))
         if self._next >= len(seen):
             self._next = 0
+        # Once for all: listing them takes longer the more there are.
+        linked = any(each.facts is not None and each.facts.links for each in seen)
+        self._links = frozenset(self._node.context.network.links() if linked else ())
         part = seen[self._next : self._next + _IN_A_ROUND]
         self._next += _IN_A_ROUND
         for each in part:
             uuid = each.row.uuid
-            self._guarded(uuid, lambda each=each: self._instance(each))
+            self._guarded(uuid, partial(self._instance, each))
         acts.make_up(self._node)
         known = {row.uuid for row in rows}
         for uuid in (self._degraded.keys() | self._accepted.keys()) - known - {""}:
@@ -64,27 +71,26 @@ class Reconciler:
         settled = seen.event is None and seen.facts is not None and seen.facts.intent is None
         return seen if settled and seen.state in _STATES else None
 
-    def _guarded(self, uuid: str, body: object) -> None:
-        assert callable(body)
+    def _guarded(self, uuid: str, body: Callable[[], str]) -> None:
         try:
             lasting = body()
         except (NativertError, OSError) as e:
             lasting = str(e)
         if lasting and self._degraded.get(uuid) != lasting:
-            self._note(uuid, "degraded", str(lasting))
+            self._note(uuid, "degraded", lasting)
         if lasting:
-            self._degraded[uuid] = str(lasting)
+            self._degraded[uuid] = lasting
         else:
             self._degraded.pop(uuid, None)
 
     def _note(self, uuid: str, kind: str, message: str) -> None:
         self._node.context.store.note(uuid, kind, edges.encode({"message": message}))
 
-    def _network(self, every: list[Observed]) -> None:
+    def _network(self, every: list[Observed]) -> str:
         connected = [seen for seen in every if seen.facts is not None and seen.facts.links]
         context = self._node.context
         if not connected or not isinstance(context.network, Mending):
-            return
+            return ""
         links = [link for seen in connected if seen.facts for link in attached(seen.facts)]
         ports = {
             seen.row.interfaces[0].address: [
@@ -97,16 +103,17 @@ class Reconciler:
         # Nobody removes the node's network, nor adds to it, between the look and the repair.
         lock = context.host_lock(shared=False)
         if not lock.try_acquire():
-            return
+            return ""
         try:
             for mended in context.network.mend(links, ports):
                 self._note("", "repaired", mended)
         finally:
             lock.release()
+        return ""
 
     def _instance(self, seen: Observed) -> str:
         """Repair one instance; return what cannot be repaired."""
-        if not self._drift(seen):
+        if not self._drift(seen, self._links):
             return ""
         lock = self._node.context.lock(seen.row.uuid)
         if not lock.try_acquire():
@@ -118,10 +125,11 @@ class Reconciler:
             if now.facts is None or now.state not in _STATES:
                 return now
             facts = now.facts
-            for found in self._drift(now):
+            for found in self._drift(now, self._node.context.network.links()):
                 facts, left = drift.repair(
                     self._node.context, dataclasses.replace(now, facts=facts), found
                 )
+                failpoint("repair.done")
                 self._note(now.row.uuid, "repaired", found.message)
                 if found.kind == "limits":
                     self._accept(now.row)
@@ -132,8 +140,9 @@ class Reconciler:
         self._node.operate(seen.row.uuid, None, act, quiet=True)
         return "; ".join(lasting)
 
-    def _drift(self, seen: Observed) -> list[Drift]:
-        return drift.find(self._node.context, seen, self._accepted.get(seen.row.uuid))
+    def _drift(self, seen: Observed, links: Collection[str]) -> list[Drift]:
+        accepted = self._accepted.get(seen.row.uuid)
+        return drift.find(self._node.context, seen, links, accepted)
 
     def _accept(self, row: Row) -> None:
         wanted = limits_of.decode(row.limits)

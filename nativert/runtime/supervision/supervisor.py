@@ -99,6 +99,14 @@ class Supervisor:
         except RuntimeError:
             pass  # Closed meanwhile.
 
+    def update_fdu_status(self, fdu: str, instance: str, status: str) -> None:
+        """Hear of an operation, as a `Reporter`."""
+        self.changed(instance)
+
+    def write_fdu_error(self, fdu: str, instance: str, code: int, message: str) -> None:
+        """Hear of a failed operation, as a `Reporter`."""
+        self.changed(instance)
+
     def also(self, uuid: str) -> None:
         """Supervise this instance too, and look at it soon."""
         if self._only is not None:

@@ -27,7 +27,7 @@ class Cgroup:
     def entry(self) -> Entry:
         return Entry(tasks=(), into=None, oom=None, peak=None, cpu=None)
 
-    def apply(self, limits: Limits) -> Limits:
+    def apply(self, limits: Limits, *, since: Limits | None = None) -> Limits:
         self._there("apply")
         self._host.cgroups[self.name] = limits
         return limits
@@ -69,6 +69,9 @@ class Cgroup:
             peak_bytes=None, anon_bytes=None, file_bytes=None, swap_bytes=None, pids=1,
             io_read_bytes=0, io_write_bytes=0, oom_kills=0,
         )  # fmt: skip
+
+    def working_set_bytes(self) -> int:
+        return self.usage().working_set_bytes
 
     def pressure(self) -> Pressure:
         self._there("pressure")

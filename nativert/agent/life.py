@@ -1,0 +1,152 @@
+"""What the agent does while it holds the lock: finds the instances again, serves, and ends."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import signal
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+from nativert import __version__
+from nativert.agent import config as configuration
+from nativert.agent import logs
+from nativert.agent.api.core import Core
+from nativert.agent.api.server import Server
+from nativert.agent.config import Config
+from nativert.agent.logs import LOGGER
+from nativert.agent.monitor import Sampler
+from nativert.agent.notify import notify, watchdog_period_s
+from nativert.agent.plugins import Plugins
+from nativert.agent.reporting import FanOut, LogReporter
+from nativert.errors import NativertError
+from nativert.runtime.context import Context
+from nativert.runtime.node import Node
+from nativert.runtime.supervision.supervisor import Supervisor
+
+# What is under way when the agent is told to end may take this long to come to an end.
+_SETTLING_S = 5.0
+
+
+def run(
+    root: Path | None, *, here: bool, source: Path, accepted: Config, stop_all: bool, began: float
+) -> None:
+    """Serve until SIGTERM or SIGINT; *began* is when the process did, for the log."""
+    with ExitStack() as held:
+        logs.configure(accepted.log_level)
+        context = Context(root, here=here)
+        reporter = FanOut(LogReporter())
+        node = held.enter_context(Node(context=context, reporter=reporter))
+        directory = Path(accepted.plugins.directory or context.paths.etc / "plugins")
+        plugins = Plugins(node, reporter, directory)
+        held.callback(plugins.close)
+        agent = Agent(node, context, plugins, reporter, source, accepted, stop_all=stop_all)
+        asyncio.run(agent.run(began))
+
+
+class Agent:
+    """One agent, from the lock to the end."""
+
+    def __init__(
+        self,
+        node: Node,
+        context: Context,
+        plugins: Plugins,
+        reporter: FanOut,
+        source: Path,
+        config: Config,
+        *,
+        stop_all: bool,
+    ) -> None:
+        self._node = node
+        self._plugins = plugins
+        self._context = context
+        self._source = source
+        self._config = config
+        self._stop_all = stop_all or config.stop_all
+        self._asked_stop_all = stop_all
+        self._sampler = Sampler(node, context, config.monitor.interval_s)
+        self._supervisor = Supervisor(node, reconcile_s=config.supervision.reconcile_s)
+        reporter.add(self._supervisor)
+
+    async def run(self, began: float) -> None:
+        """Serve until a signal ends it."""
+        loop = asyncio.get_running_loop()
+        ended = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, ended.set)
+        loop.add_signal_handler(signal.SIGHUP, self._reload)
+        core = Core(self._node, self._context, self._config, self._sampler)
+        server = Server(core)
+        await core.ask(self._find_again)
+        await core.ask(self._supervisor.start)
+        await core.ask(self._sampler.start)
+        await core.ask(self._plugins.start)
+        await server.start()
+        took_ms = (time.monotonic() - began) * 1000
+        LOGGER.info(
+            "nativert %s serves node %s on %s after %.0f ms",
+            __version__,
+            self._context.name,
+            self._context.paths.api_socket,
+            took_ms,
+        )
+        # What is there now stays: the collector need not look at it again and again.
+        gc.collect()
+        gc.freeze()
+        notify("READY=1", f"STATUS=serving {self._context.name}")
+        watchdog = asyncio.ensure_future(_watchdog(core))
+        try:
+            await ended.wait()
+        finally:
+            watchdog.cancel()
+            await self._end(core, server)
+
+    def _find_again(self) -> None:
+        """Look at every instance: what ended meanwhile is noted with its reason."""
+        rows = self._node.list()
+        for row in rows:
+            fields = {"instance": row.instance, "fdu": row.fdu, "status": row.state}
+            LOGGER.info("found %s, pid %s", row.name, row.pid, extra=fields)
+
+    async def _end(self, core: Core, server: Server) -> None:
+        notify("STOPPING=1")
+        core.ending.set()
+        await server.stop()
+        if not await core.settled(_SETTLING_S):
+            LOGGER.warning("operations are under way; what stands half-way is settled later")
+        await core.ask(self._sampler.close)
+        if self._stop_all:
+            try:
+                await core.ask(self._supervisor.stop_all)
+            except ExceptionGroup as group:
+                for error in group.exceptions:
+                    LOGGER.error("%s", error)
+            LOGGER.info("ended, and the instances with it")
+        else:
+            await core.ask(self._supervisor.close)
+            LOGGER.info("ended; the instances go on")
+
+    def _reload(self) -> None:
+        """Read the configuration again: log level, the monitor and stop_all take effect."""
+        try:
+            fresh = configuration.read(self._source, needed=False)
+        except NativertError as e:
+            LOGGER.error("not reloaded: %s", e)
+            return
+        if (fresh.api, fresh.plugins) != (self._config.api, self._config.plugins):
+            LOGGER.warning("changes of api and plugins take effect with the next start")
+        logs.configure(fresh.log_level)
+        self._sampler.interval_s = fresh.monitor.interval_s
+        self._stop_all = self._asked_stop_all or fresh.stop_all
+        LOGGER.info("configuration reloaded from %s", self._source)
+
+
+async def _watchdog(core: Core) -> None:
+    """Tell the service manager, as often as it wants, that loop, threads and store answer."""
+    period_s = watchdog_period_s()
+    while period_s is not None:
+        await core.ask(lambda: core.context.store.events(0, limit=1))
+        notify("WATCHDOG=1")
+        await asyncio.sleep(period_s)

@@ -1,0 +1,185 @@
+"""Requests to the agent over its Unix socket, and their answers.
+
+Several threads may ask at once; each request has a connection, which is used again afterwards.
+An error that the agent answers with is raised as it was raised there.
+"""
+
+from __future__ import annotations
+
+import http.client
+import os
+import socket
+import threading
+import time
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import msgspec
+
+from nativert.agent import faults
+from nativert.errors import Code, NativertError
+from nativert.fdu.known import known
+
+_T = TypeVar("_T")
+_NDJSON: Final = "application/x-ndjson"
+_KEPT: Final = 4
+_CHUNK: Final = 65536
+# How long an agent that has too much to do is asked again.
+_PATIENCE_S: Final = 30.0
+
+
+class LostError(NativertError):
+    """The connection ended before the answer."""
+
+
+class GoneError(LostError):
+    """No agent serves any more: nothing has been asked of it."""
+
+
+def lost() -> LostError:
+    """Return the error of an answer that did not come."""
+    return LostError(
+        "the agent went away before it had answered",
+        code=Code.NO_AGENT,
+        hint="nativert ps -a tells what came of it",
+    )
+
+
+class _Connection(http.client.HTTPConnection):
+    def __init__(self, path: Path) -> None:
+        super().__init__("nativert")
+        self._path = path
+
+    def connect(self) -> None:
+        """Connect to the socket, however long its path is; see unix(7)."""
+        directory = os.open(self._path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        try:
+            sock.connect(f"/proc/self/fd/{directory}/{self._path.name}")
+        except BaseException:
+            sock.close()
+            raise
+        finally:
+            os.close(directory)
+        self.sock = sock
+
+
+class Wire:
+    """The way to the agent that serves on *path*; raises OSError if none does."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._mutex = threading.Lock()
+        first = _Connection(path)
+        first.connect()
+        self._idle = [first]
+
+    def close(self) -> None:
+        """Close what is open."""
+        with self._mutex:
+            while self._idle:
+                self._idle.pop().close()
+
+    def ask(self, method: str, target: str, kind: type[_T], asked: object = None) -> _T:
+        """Return the answer as a *kind*; an empty one is an empty object."""
+        connection, response = self._request(method, target, asked)
+        try:
+            data = response.read()
+        except (OSError, http.client.HTTPException):
+            connection.close()
+            raise lost() from None
+        except BaseException:
+            connection.close()
+            raise
+        self._keep(connection)
+        return msgspec.json.decode(data or b"{}", type=known(kind))
+
+    def lines(self, method: str, target: str) -> Generator[dict[str, Any], None, None]:
+        """Yield the objects of an answer that has one a line."""
+        connection, response = self._request(method, target, None)
+        whole = False
+        try:
+            rest = b""
+            # Not readline: it takes a connection that breaks off for the end of the answer.
+            while data := response.read1(_CHUNK):
+                *lines, rest = (rest + data).split(b"\n")
+                for line in lines:
+                    yield msgspec.json.decode(line)
+            whole = True
+        except (OSError, http.client.HTTPException, msgspec.DecodeError):
+            raise lost() from None
+        finally:
+            if whole:
+                self._keep(connection)
+            else:
+                connection.close()
+
+    def _request(
+        self, method: str, target: str, asked: object
+    ) -> tuple[_Connection, http.client.HTTPResponse]:
+        data = None if asked is None else msgspec.json.encode(asked)
+        headers = {"Accept": _NDJSON}
+        if data is not None:
+            headers["Content-Type"] = "application/json"
+        give_up = time.monotonic() + _PATIENCE_S
+        while True:
+            connection = self._connection()
+            try:
+                connection.request(method, target, body=data, headers=headers)
+                response = connection.getresponse()
+                if response.status < 400:
+                    return connection, response
+                answer = response.read()
+            except (OSError, http.client.HTTPException):
+                connection.close()
+                raise lost() from None
+            except BaseException:
+                connection.close()
+                raise
+            self._keep(connection)
+            error = _error(response.status, answer)
+            if error.code is not Code.BUSY or time.monotonic() > give_up:
+                raise error
+            time.sleep(float(response.headers.get("Retry-After", "1")))
+
+    def _connection(self) -> _Connection:
+        with self._mutex:
+            if self._idle:
+                connection = self._idle.pop()
+                if connection.sock is not None and _quiet(connection.sock):
+                    return connection
+                connection.close()
+        connection = _Connection(self._path)
+        try:
+            connection.connect()
+        except OSError as e:
+            raise GoneError(f"no agent serves any more: {e.strerror}", code=Code.NO_AGENT) from e
+        return connection
+
+    def _keep(self, connection: _Connection) -> None:
+        with self._mutex:
+            if connection.sock is not None and len(self._idle) < _KEPT:
+                self._idle.append(connection)
+                return
+        connection.close()
+
+
+def _quiet(sock: socket.socket) -> bool:
+    """Tell whether a kept connection is still open: nothing to be read, also no end."""
+    try:
+        sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        return True
+    except OSError:
+        pass
+    return False
+
+
+def _error(status: int, answer: bytes) -> NativertError:
+    try:
+        told = msgspec.json.decode(answer)["error"]
+    except (msgspec.DecodeError, KeyError, TypeError):
+        code = Code.BUSY if status == 503 else Code.FAILED
+        return NativertError(f"the agent answered with status {status}", code=code)
+    return faults.decode(told)

@@ -1,0 +1,85 @@
+"""The agent as a process supervises, and dies: what it watched goes on, the next one knows all."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from agents import serving
+from nodes import driver_of, ended, make_document, until
+
+from nativert.runtime.node import Node
+
+pytestmark = [pytest.mark.root, pytest.mark.netns]
+
+Cli = Callable[..., subprocess.CompletedProcess[str]]
+SLEEP = "echo begun; exec sleep 1000"
+QUICK = "[supervision]\nreconcile_s = 0.2\n"
+
+
+def begin(cli: Cli, tmp_path: Path, name: str, **fields: object) -> None:
+    file = tmp_path / f"{name}.json"
+    file.write_text(json.dumps(make_document(name=name, **fields)))  # type: ignore[arg-type]
+    for argv in (["define", str(file)], ["configure", name], ["start", name]):
+        done = cli(*argv)
+        assert done.returncode == 0, done.stderr
+
+
+def test_killed_it_leaves_all_running_and_the_next_one_goes_on(
+    cli: Cli, node: Node, root: Path, tmp_path: Path
+) -> None:
+    always = {"restart": {"policy": "always", "backoff": "200ms", "backoff_max": "400ms"}}
+    with serving(root, config=QUICK) as first:
+        for name in ("stays", "ends"):
+            begin(cli, tmp_path, name, shell=SLEEP, veth=True, native=always)
+        begin(cli, tmp_path, "plain", shell=SLEEP)
+        pids = {row.name: row.pid or 0 for row in node.list()}
+        os.kill(pids["ends"], signal.SIGKILL)
+        until(lambda: node.get("ends").restarts == 1, what="the agent starts it again")
+        until(lambda: (node.get("ends").pid or 0) > 0)
+        first.process.kill()
+        first.process.wait()
+    pids = {row.name: row.pid or 0 for row in node.list()}
+    assert all(pids.values())
+    # Nobody is there now: these ends are seen by init alone.
+    for name in ("ends", "plain"):
+        os.kill(pids[name], signal.SIGKILL)
+    cursor = node.latest_event()
+    with serving(root, config=QUICK) as second:
+        until(lambda: node.get("ends").restarts == 2, what="the next agent starts it again")
+        until(lambda: node.get("plain").state == "CONFIGURED", what="the other one has ended")
+        assert ended(node.get("plain")).signal == "SIGKILL"
+        told = [event for event in node.events(cursor) if event.kind == "ended"]
+        assert {(event.name, event.data["end"]["signal"]) for event in told} == {
+            ("ends", "SIGKILL"),
+            ("plain", "SIGKILL"),
+        }
+        assert node.get("stays").pid == pids["stays"]
+        assert node.get("stays").restarts == 0
+        launcher = driver_of(root).open("launcher").pids()
+        for pid in launcher:
+            os.kill(pid, signal.SIGKILL)
+        os.kill(node.get("stays").pid or 0, signal.SIGKILL)
+        until(lambda: node.get("stays").restarts == 1, what="started again without a launcher")
+        done = cli("stop", "ends", "stays")
+        assert done.returncode == 0, done.stderr
+        assert second.end() == 0
+    assert {row.state for row in node.list()} == {"CONFIGURED"}
+
+
+def test_a_limit_that_was_wiped_is_repaired_by_the_agent(
+    cli: Cli, node: Node, root: Path, tmp_path: Path
+) -> None:
+    with serving(root, config=QUICK):
+        begin(cli, tmp_path, "app", shell=SLEEP, native={"pids": {"max": 20}})
+        cgroup = driver_of(root).open(f"i-{node.get('app').instance}")
+        assert cgroup.read().pids_max == 20
+        for directory in Path("/sys/fs/cgroup").rglob(f"{cgroup.name}/pids.max"):
+            directory.write_text("max")
+        until(lambda: cgroup.read().pids_max == 20, what="the limit is back")
+        until(lambda: any(e.kind == "repaired" for e in node.events()), what="it is told")

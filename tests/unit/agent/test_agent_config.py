@@ -1,0 +1,58 @@
+"""The configuration: defaults, strictness, and what may be served where."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from nativert.agent.config import Config, parse, read
+from nativert.errors import Code, NativertError
+
+EXAMPLE = Path(__file__).parents[3] / "examples" / "config.toml"
+
+
+def test_an_absent_file_is_an_empty_one(tmp_path: Path) -> None:
+    assert read(tmp_path / "none.toml", needed=False) == Config() == parse(b"", source="x")
+
+
+def test_a_file_that_was_asked_for_must_be_there(tmp_path: Path) -> None:
+    with pytest.raises(NativertError, match="no such file"):
+        read(tmp_path / "none.toml", needed=True)
+
+
+def test_the_example_says_the_defaults() -> None:
+    assert read(EXAMPLE, needed=True) == Config()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x = 1", "c.toml: x: is not a known field"),
+        ("[api]\ngrup = 1", "c.toml: api.grup: is not a known field"),
+        ('[api]\nmax_requests = "a"', "c.toml: api.max_requests: cannot be 'a'"),
+        ("[api]\nmax_requests = 1", "api.max_requests: must be at least 16"),
+        ("[api]\nclient_timeout_s = 0", "api.client_timeout_s: must be more than 0"),
+        ("[monitor]\ninterval_s = 0.01", "monitor.interval_s: must be between"),
+        ('[api.tcp]\naddress = "0.0.0.0:1"', "without TLS only a loopback"),
+        ('[api.tcp]\naddress = "[::]:1"', "without TLS only a loopback"),
+        ('[api.tcp]\naddress = "host:1"', "is not IP:PORT"),
+        ('[api.tcp]\naddress = "127.0.0.1:99999"', "is not IP:PORT"),
+        ('[api.tcp]\naddress = "127.0.0.1:1"\nkey = "k"', "all three, or none"),
+        ('log_level = "loud"', "log_level"),
+        ("a =", "c.toml: Invalid value"),
+    ],
+)
+def test_what_is_wrong_is_refused_with_its_path(text: str, message: str) -> None:
+    with pytest.raises(NativertError) as refused:
+        parse(text.encode(), source="c.toml")
+    assert refused.value.code is Code.DESCRIPTOR
+    assert message in refused.value.message
+
+
+def test_an_address_of_the_network_needs_certificates() -> None:
+    tls = 'certificate = "c"\nkey = "k"\nclient_ca = "a"'
+    tcp = parse(f'[api.tcp]\naddress = "[::]:8420"\n{tls}'.encode(), source="x").api.tcp
+    assert tcp is not None
+    assert tcp.endpoint == ("::", 8420)
+    assert tcp.tls

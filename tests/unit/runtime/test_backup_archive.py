@@ -1,0 +1,142 @@
+"""The file of a backup: every damage is seen, nothing foreign is taken."""
+
+from __future__ import annotations
+
+import io
+import os
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from nativert.errors import DescriptorError, NativertError
+from nativert.runtime import backup_archive as archive
+from nativert.runtime.backup_archive import Head, Writer
+from nativert.runtime.backup_tree import Tree
+
+UUID = "0a1b2c3d-0000-4000-8000-000000000001"
+HEAD = Head(
+    format=1, nativert="0.1.0", schema=3, node="n", name="edge", created=1.0, instances=1, data=True
+)
+
+
+def written(path: Path, add: Callable[[Writer], None] | None = None, head: Head = HEAD) -> Path:
+    with path.open("wb") as file:
+        writer = Writer(file)
+        writer.add(archive.HEAD, msgspec.json.encode(head))
+        writer.add(archive.NODE, b"{}")
+        writer.add(archive.STORE, b"store" * 300)
+        if add is not None:
+            add(writer)
+        writer.finish()
+    return path
+
+
+def test_what_was_written_is_accepted(tmp_path: Path) -> None:
+    file = written(tmp_path / "b")
+    assert archive.verify(file) == HEAD
+    with archive.opened(file) as tar:
+        assert tar.getnames() == ["backup.json", "node.json", "nativert.db", "sha256"]
+        assert archive.content(tar, tar.getmember("node.json")) == b"{}"
+
+
+def test_every_bit_counts(tmp_path: Path) -> None:
+    good = written(tmp_path / "b").read_bytes()
+    bad = tmp_path / "bad"
+    for position in range(0, len(good), 7):
+        flipped = bytearray(good)
+        flipped[position] ^= 1 << position % 8
+        bad.write_bytes(flipped)
+        with pytest.raises(NativertError):
+            archive.verify(bad)
+
+
+def test_a_file_cut_off_anywhere_is_refused(tmp_path: Path) -> None:
+    good = written(tmp_path / "b").read_bytes()
+    bad = tmp_path / "bad"
+    for length in (0, 1, 511, 512, 513, *range(1024, len(good), 50), len(good) - 1):
+        bad.write_bytes(good[:length])
+        with pytest.raises(NativertError):
+            archive.verify(bad)
+
+
+def test_a_newer_format_is_named(tmp_path: Path) -> None:
+    file = written(tmp_path / "b", head=msgspec.structs.replace(HEAD, format=2))
+    with pytest.raises(NativertError, match="has format 2, this nativert knows 1"):
+        archive.verify(file)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["x", "../x", "/etc/x", "i/../x", f"i/{UUID}/etc/x", f"i/{UUID}", "i/x/data/y", "etc", "etc//x",
+     "etc/./x", "node.json/x", f"i/{UUID}/data/../../x"],
+)  # fmt: skip
+def test_a_name_that_does_not_belong_is_refused(tmp_path: Path, name: str) -> None:
+    file = written(tmp_path / "b", lambda writer: writer.add(name, b""))
+    with pytest.raises((NativertError, DescriptorError)):
+        archive.verify(file)
+
+
+def test_a_device_is_refused(tmp_path: Path) -> None:
+    def add(writer: Writer) -> None:
+        member = tarfile.TarInfo(f"i/{UUID}/data/null")
+        member.type, member.devmajor, member.devminor = tarfile.CHRTYPE, 1, 3
+        writer._begin(member)
+
+    with pytest.raises(NativertError, match="does not belong"):
+        archive.verify(written(tmp_path / "b", add))
+
+
+def test_a_file_that_shrinks_is_filled_up(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.write_bytes(b"x" * 5000)
+    with source.open("rb") as file:
+        file.seek(4000)  # As if the rest had been cut off.
+
+        def add(writer: Writer) -> None:
+            writer.add_file(f"i/{UUID}/log/current", file.fileno())
+
+        made = written(tmp_path / "b", add)
+    archive.verify(made)
+    with archive.opened(made) as tar:
+        content = tar.extractfile(f"i/{UUID}/log/current")
+        assert content is not None
+        assert content.read() == b"x" * 1000 + bytes(4000)
+
+
+def test_the_tree_follows_no_link(tmp_path: Path) -> None:
+    outside, top = tmp_path / "outside", tmp_path / "top"
+    outside.mkdir()
+    top.mkdir()
+    (top / "link").symlink_to(outside)
+    tree = Tree(top, owner=lambda number: number)
+    member = tarfile.TarInfo("link/file")
+    with pytest.raises(NotADirectoryError):
+        tree.put(member, io.BytesIO(b"x"))
+    existing = tarfile.TarInfo("link")
+    with pytest.raises(FileExistsError):
+        tree.put(existing, io.BytesIO(b"x"))
+    tree.close()
+    assert list(outside.iterdir()) == []
+
+
+def test_the_tree_keeps_modes_and_times(tmp_path: Path) -> None:
+    tree = Tree(tmp_path, owner=lambda number: number)
+    for name, kind, mode in (
+        ("d", tarfile.DIRTYPE, 0o500),
+        ("d/f", tarfile.REGTYPE, 0o640),
+        ("d/p", tarfile.FIFOTYPE, 0o600),
+    ):
+        member = tarfile.TarInfo(name)
+        member.type, member.mode, member.mtime = kind, mode, 1000
+        member.uid, member.gid = os.getuid(), os.getgid()
+        tree.put(member, io.BytesIO(b"x") if kind == tarfile.REGTYPE else None)
+    tree.finish()
+    tree.close()
+    for name, mode in (("d", 0o500), ("d/f", 0o640), ("d/p", 0o600)):
+        status = os.stat(tmp_path / name)
+        assert status.st_mode & 0o7777 == mode
+        assert status.st_mtime == 1000
+    os.chmod(tmp_path / "d", 0o700)
