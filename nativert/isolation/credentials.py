@@ -1,18 +1,16 @@
-"""Who the application is: ids, capabilities, securebits, limits, surroundings.
+"""Who the launcher is, and with it every init: capabilities, limits, names.
 
-Only this module imports python-prctl. It runs in the application's child, between
-fork and exec.
+Only this module imports python-prctl. What an application's child gives up between fork
+and exec is in `launcher/init/child.c`.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import resource
-from collections.abc import Mapping, Sequence
 
 import prctl
-
-from nativert.isolation.syscalls import capset, clear_ambient
 
 TYPE_CHECKING = False  # typing costs half a megabyte in each init
 if TYPE_CHECKING:
@@ -24,46 +22,46 @@ RLIMITS: Final = {
     # RLIMIT_OFILE is another name of RLIMIT_NOFILE: set after it, it would undo it.
     if name.startswith("RLIMIT_") and name != "RLIMIT_OFILE"
 }
-# linux/securebits.h: uid 0 is an ordinary id (NOROOT), set*uid changes no capability
-# (NO_SETUID_FIXUP); both locked. KEEP_CAPS means nothing beside the latter, and locking it
-# would end programs that switch it on to be sure, such as Debian's ping. Nothing can be raised
-# into the ambient set either, since the permitted set is empty.
-_SECUREBITS: Final = 0b1111
+# linux/capability.h: what neither launcher nor init ever uses, and who takes one over would.
+_UNUSED: Final = (
+    prctl.CAP_AUDIT_CONTROL,
+    prctl.CAP_AUDIT_WRITE,
+    prctl.CAP_IPC_LOCK,
+    prctl.CAP_IPC_OWNER,
+    prctl.CAP_LEASE,
+    prctl.CAP_LINUX_IMMUTABLE,
+    prctl.CAP_MAC_ADMIN,
+    prctl.CAP_MAC_OVERRIDE,
+    prctl.CAP_SYSLOG,
+    prctl.CAP_SYS_BOOT,
+    prctl.CAP_SYS_MODULE,
+    prctl.CAP_SYS_PACCT,
+    prctl.CAP_SYS_RAWIO,
+    prctl.CAP_SYS_TIME,
+    prctl.CAP_SYS_TTY_CONFIG,
+    prctl.CAP_WAKE_ALARM,
+)
 
 
+@functools.cache
 def last_capability() -> int:
     """Return the highest capability number of the running kernel; see capabilities(7)."""
     with open("/proc/sys/kernel/cap_last_cap", encoding="ascii") as file:
         return int(file.read())
 
 
-def become(uid: int, gid: int, groups: Sequence[int]) -> None:
-    """Take these ids (as the current user namespace numbers them) for good."""
-    os.setgroups(groups)
-    os.setresgid(gid, gid, gid)
-    os.setresuid(uid, uid, uid)
-
-
-def drop_capabilities(last: int) -> None:
-    """Give up every capability, and every way to get one; see capabilities(7)."""
-    # Entering a user namespace fills the bounding set again, so it is emptied here and
-    # not once in the launcher.
-    for capability in range(last + 1):
-        prctl.capbset_drop(capability)
-    prctl.set_securebits(_SECUREBITS)
-    clear_ambient()
-    # set*uid left them: the id before was not the namespace's root (user_namespaces(7)).
-    capset(0, 0, 0)
+def give_up_powers() -> None:
+    """Forbid what no init needs to this process and all that it will start; see prctl(2)."""
+    # Nothing that is executed from here on gains anything by it, so programs of instances do
+    # not either. Securebits and the bounding set of those are their own: entering a user
+    # namespace makes both anew.
     prctl.set_no_new_privs(1)
-
-
-def set_rlimits(limits: Mapping[str, Sequence[int]]) -> None:
-    """Set {name: (soft, hard)}; -1 is unlimited. See setrlimit(2)."""
-    for name, (soft, hard) in limits.items():
+    for capability in _UNUSED:
         try:
-            resource.setrlimit(RLIMITS[name], (soft, hard))
-        except (ValueError, OSError) as e:
-            raise OSError(1, f"setrlimit {name} {soft}:{hard}: {e}") from e
+            # From the next exec on: each init is without them.
+            prctl.capbset_drop(capability)
+        except PermissionError:
+            return  # In a container without CAP_SETPCAP the bounding set is its owner's.
 
 
 def current_rlimits() -> dict[str, tuple[int, int]]:
@@ -78,11 +76,6 @@ def set_oom_score_adj(value: int) -> None:
         os.write(fd, str(value).encode())
     finally:
         os.close(fd)
-
-
-def hide_from_instance() -> None:
-    """Make the calling process undumpable: its /proc entries stay root's, no ptrace."""
-    prctl.set_dumpable(0)
 
 
 def name_process(name: str) -> None:

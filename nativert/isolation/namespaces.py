@@ -86,11 +86,6 @@ def join(held: dict[str, int]) -> None:
             setns(fd, _NAMES[name])
 
 
-def enter_user(fd: int) -> None:
-    """Enter a user namespace; the caller then has all capabilities in it, none outside."""
-    setns(fd, CLONE_NEWUSER)
-
-
 def loopback_up() -> None:
     """Set the loopback interface of the current network namespace up; see netdevice(7)."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:

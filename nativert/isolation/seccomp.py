@@ -3,7 +3,7 @@
 The policy is data in `seccomp_profile`; libseccomp turns most of it into a program. What
 libseccomp cannot say stands before that program in a few instructions of our own: ioctl
 requests compared by their low 32 bits, and system calls newer than the installed library.
-Loading a filter is `syscalls.Filter`.
+The application's child loads it (`launcher/init/child.c`).
 """
 
 from __future__ import annotations

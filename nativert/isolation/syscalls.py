@@ -64,12 +64,6 @@ RESOLVE_NO_SYMLINKS: Final = 0x04
 RESOLVE_BENEATH: Final = 0x08
 RESOLVE_IN_ROOT: Final = 0x10
 
-# linux/prctl.h, linux/seccomp.h, linux/capability.h
-PR_CAP_AMBIENT: Final = 47
-PR_CAP_AMBIENT_CLEAR_ALL: Final = 4
-SECCOMP_SET_MODE_FILTER: Final = 1
-LINUX_CAPABILITY_VERSION_3: Final = 0x20080522
-
 # linux/close_range.h, sys/inotify.h
 CLOSE_RANGE_CLOEXEC: Final = 4
 IN_MODIFY: Final = 0x2
@@ -80,8 +74,8 @@ IN_NONBLOCK: Final = 0o4000
 IN_CLOEXEC: Final = 0o2000000
 
 # asm/unistd.h: the numbers above 423 are the same on every architecture.
-_X86_64: Final = {"pivot_root": 155, "seccomp": 317, "capset": 126, "keyctl": 250}
-_AARCH64: Final = {"pivot_root": 41, "seccomp": 277, "capset": 91, "keyctl": 219}
+_X86_64: Final = {"pivot_root": 155, "keyctl": 250}
+_AARCH64: Final = {"pivot_root": 41, "keyctl": 219}
 _COMMON: Final = {"clone3": 435, "close_range": 436, "openat2": 437, "mount_setattr": 442}
 NUMBERS: Final = {
     "x86_64": {**_X86_64, **_COMMON},
@@ -105,7 +99,6 @@ _unshare = _bind("unshare", c_int)
 _setns = _bind("setns", c_int, c_int)
 _mount = _bind("mount", c_char_p, c_char_p, c_char_p, c_ulong, c_char_p)
 _umount2 = _bind("umount2", c_char_p, c_int)
-_prctl = _bind("prctl", c_int, c_ulong, c_ulong, c_ulong, c_ulong)
 _inotify_init1 = _bind("inotify_init1", c_int)
 _signalfd = _bind("signalfd", c_int, c_char_p, c_int)
 _inotify_add_watch = _bind("inotify_add_watch", c_int, c_char_p, c_uint32)
@@ -208,48 +201,10 @@ def close_range(first: int, last: int, flags: int = 0) -> None:
     _check(result, f"close_range({first}, {last})")
 
 
-def capset(effective: int, permitted: int, inheritable: int) -> None:
-    """Set the calling thread's capability sets from 64-bit masks; see capset(2)."""
-    header = struct.pack("=Ii", LINUX_CAPABILITY_VERSION_3, 0)
-    sets = b"".join(
-        struct.pack(
-            "=III", *((s >> shift) & 0xFFFFFFFF for s in (effective, permitted, inheritable))
-        )
-        for shift in (0, 32)
-    )
-    result = _syscall(c_long(_NUMBER["capset"]), c_char_p(header), c_char_p(sets))
-    _check(result, "capset")
-
-
-def clear_ambient() -> None:
-    """Empty the ambient capability set; see PR_CAP_AMBIENT in prctl(2)."""
-    _check(_prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0), "prctl(PR_CAP_AMBIENT)")
-
-
 def join_session_keyring() -> None:
     """Leave the inherited session keyring for a new anonymous one; see keyctl(2)."""
     # KEYCTL_JOIN_SESSION_KEYRING is 1; ENOSYS where the kernel has no key service.
     _check(_syscall(c_long(_NUMBER["keyctl"]), c_int(1), c_void_p(None)), "keyctl")
-
-
-class Filter:
-    """A finished seccomp program, kept as the ``sock_fprog`` that the kernel wants."""
-
-    def __init__(self, program: bytes) -> None:
-        # struct sock_fprog {unsigned short len; struct sock_filter *filter;};
-        # one sock_filter is 8 bytes. The buffer must outlive the call.
-        self._buffer = ctypes.create_string_buffer(program, len(program))
-        self._fprog = struct.pack("=HxxxxxxQ", len(program) // 8, ctypes.addressof(self._buffer))
-
-    def load(self) -> None:
-        """Bind the calling thread by this filter for good; see seccomp(2)."""
-        result = _syscall(
-            c_long(_NUMBER["seccomp"]),
-            c_uint(SECCOMP_SET_MODE_FILTER),
-            c_uint(0),
-            c_char_p(self._fprog),
-        )
-        _check(result, "seccomp")
 
 
 def clone3(flags: int = 0, *, cgroup: int | None = None) -> tuple[int, int]:

@@ -28,6 +28,7 @@ PROTO: Final = 1
 LAUNCHER_SOCKET: Final = "launcher.sock"
 INIT_SOCKET: Final = "init.sock"
 EXIT_FILE: Final = "exit.json"
+LOG_FILE: Final = "current"
 MAX_MESSAGE: Final = 16 << 20
 _MAX_PACKET: Final = 64 << 10
 _MAX_FDS: Final = 16

@@ -19,7 +19,7 @@ import sys
 import time
 
 from nativert.isolation import chroot, credentials, namespaces, process, syscalls
-from nativert.launcher import init, protocol
+from nativert.launcher import create, protocol
 from nativert.launcher.failpoints import failpoint
 from nativert.launcher.loop import Loop, drain
 from nativert.launcher.protocol import Message
@@ -34,7 +34,6 @@ _CREATE_TIMEOUT_S: Final = 30.0
 # Root alone may connect; this is against a client that goes wrong.
 _MAX_CLIENTS: Final = 1024
 _KILL_TIMEOUT_S: Final = 1.0
-_CONTROL_FD: Final = 3
 
 
 class Pending:
@@ -64,6 +63,8 @@ class Launcher:
     def __init__(self, config: Message, rlimits: dict[str, tuple[int, int]]) -> None:
         self._idle_s = float(config["idle_s"])
         self._hello = protocol.hello() | {"rlimits": rlimits}
+        # Held for life: what is installed meanwhile is for the next launcher.
+        self._program = create.open_program()
         into = config.get("init_cgroup")
         self._init_cgroup = os.open(into, os.O_RDONLY | os.O_CLOEXEC) if into else None
         self._init_tasks = [os.open(t, os.O_WRONLY | os.O_CLOEXEC) for t in config["init_tasks"]]
@@ -257,16 +258,16 @@ class Launcher:
         for pending in self._pending.values():
             pending.control.detach()
         self._listener.detach()
-        os.dup2(fd, _CONTROL_FD, inheritable=False)
-        ours = socket.socket(fileno=_CONTROL_FD)
         try:
             # Where there is no cgroup2 to be born into.
             for tasks in self._init_tasks:
                 os.write(tasks, b"0")
-            syscalls.close_range(_CONTROL_FD + 1, 0xFFFFFFFF)
-            init.main(sandbox, ours)
+            create.place(fd, self._program)
+            ours = socket.socket(fileno=create.CONTROL_FD)
+            create.main(sandbox, ours)
         except BaseException as e:  # noqa: BLE001 - a fork must never come back as a second launcher
-            protocol.send(ours, protocol.error_message("init", e))
+            with socket.socket(fileno=fd) as ours:
+                protocol.send(ours, protocol.error_message("init", e))
         finally:
             os._exit(1)
 
@@ -336,6 +337,7 @@ def main() -> None:
         credentials.name_process("nativert-launcher")
         # All of them, for good: inits inherit the mask and read signals from descriptors.
         signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
+        credentials.give_up_powers()
         if chroot.chrooted():
             chroot.make_root()
         # Where it is to go may have to be made around it.

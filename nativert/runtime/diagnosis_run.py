@@ -11,7 +11,7 @@ import posixpath
 from datetime import datetime
 from typing import Any, Final
 
-from nativert.launcher.log import CURRENT
+from nativert.launcher.protocol import LOG_FILE
 from nativert.runtime import diagnosis, logs, program
 from nativert.runtime import diagnosis_kernel as kernel
 from nativert.runtime import diagnosis_libraries as libraries
@@ -108,7 +108,7 @@ class Inquiry:
         return [posixpath.join(start.cwd, name) for name in names if "/" in name]
 
     def _last_words(self, ended: ExitFacts) -> str:
-        path = self._context.paths.instance_lib(self._row.uuid) / "log" / CURRENT
+        path = self._context.paths.instance_lib(self._row.uuid) / "log" / LOG_FILE
         try:
             with path.open("rb") as file:
                 file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL_BYTES))

@@ -16,7 +16,7 @@ from nativert.isolation.syscalls import (
     inotify_add_watch,
     inotify_init1,
 )
-from nativert.launcher.log import CURRENT
+from nativert.launcher.protocol import LOG_FILE
 from nativert.runtime.views import LogLine
 
 _CHUNK = 256 << 10
@@ -140,7 +140,7 @@ class _Chain:
         except FileNotFoundError:
             return []
         old = sorted((int(name) for name in names if name.isdigit()), reverse=True)
-        return [*map(str, old), *([CURRENT] if CURRENT in names else [])]
+        return [*map(str, old), *([LOG_FILE] if LOG_FILE in names else [])]
 
     def _is(self, fd: int, name: str) -> bool:
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,6 +16,13 @@ from network_hosts import Host, own_host
 from nodes import CLI, MakeNode, remove_node
 
 from nativert.runtime.node import Node
+
+
+@pytest.fixture(scope="session", autouse=True)
+def built_init() -> None:
+    """What is tested is made from the sources that are here."""
+    script = Path(__file__).parents[2] / "scripts/build_init.py"
+    subprocess.run([sys.executable, script], check=True)
 
 
 @pytest.fixture

@@ -102,17 +102,21 @@ class Instance(NamedTuple):
             os.close(null)
         return int(event["code"])
 
-    def output(self, text: str) -> str:
-        """Return what a line of shell prints inside."""
+    def printed(self, plan: Message) -> bytes:
+        """Return what a program prints inside."""
         reader, writer = os.pipe()
         null = os.open("/dev/null", os.O_RDWR)
         try:
-            self.exec(shell(text), stdio=(null, writer, writer))
+            self.exec(plan, stdio=(null, writer, writer))
             os.close(writer)
-            return os.read(reader, 65536).decode()
+            return os.read(reader, 65536)
         finally:
             os.close(reader)
             os.close(null)
+
+    def output(self, text: str) -> str:
+        """Return what a line of shell prints inside."""
+        return self.printed(shell(text)).decode()
 
     def processes(self) -> int:
         """Count the processes inside, those that count among them."""

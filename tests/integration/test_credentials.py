@@ -1,161 +1,189 @@
-"""Who the application is after the last step before exec, as /proc tells it."""
+"""Who application, init and launcher are, as /proc tells it."""
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
-import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import prctl
 import pytest
 from forked import run_forked
+from sandboxes import Instance, Launcher, program, real_launcher, until
 
-from nativert.isolation import credentials, namespaces
+from nativert.isolation import credentials
+from nativert.launcher.client import ReportedError
 
 pytestmark = pytest.mark.root
 
-ID_BASE = 0x7100_0000
+EVERY_STEP_BEFORE = ("Inh", "Prm", "Eff", "Bnd", "Amb")
 
 
 @pytest.fixture
-def user_namespace() -> Iterator[int]:
-    made = namespaces.create(ID_BASE, 65536, network=False)
-    yield made["user"]
-    for fd in made.values():
-        os.close(fd)
+def launcher(tmp_path: Path) -> Iterator[Launcher]:
+    with real_launcher(tmp_path) as one:
+        yield one
 
 
-def status() -> dict[str, str]:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+@pytest.fixture
+def instance(launcher: Launcher) -> Instance:
+    return launcher.create()
 
 
-def become_application(user_namespace: int, uid: int = 1000, gid: int = 1000) -> None:
-    last = credentials.last_capability()
-    namespaces.enter_user(user_namespace)
-    credentials.become(uid, gid, [])
-    credentials.drop_capabilities(last)
+def fields(text: str) -> dict[str, str]:
+    """Return the lines "name: value" of a status file."""
+    lines = (line.partition(":") for line in text.splitlines())
+    return {name: value.strip() for name, _, value in lines}
+
+
+def output(instance: Instance, plan: dict[str, Any]) -> str:
+    return instance.printed(plan).decode()
+
+
+def python(text: str, **changes: Any) -> dict[str, Any]:
+    return program(os.path.realpath("/usr/bin/python3"), "-c", text, **changes)
 
 
 @pytest.mark.parametrize("uid", [1000, 0, 65534])
-def test_no_capability_is_left_and_none_can_come(user_namespace: int, uid: int) -> None:
-    def body() -> dict[str, str]:
-        become_application(user_namespace, uid, uid)
-        return status()
-
-    found = run_forked(body)
-    assert {found[f"Cap{name}"] for name in ("Inh", "Prm", "Eff", "Bnd", "Amb")} == {"0" * 16}
+def test_no_capability_is_left_and_none_can_come(instance: Instance, uid: int) -> None:
+    found = fields(output(instance, program("cat", "/proc/self/status", uid=uid, gid=uid)))
+    assert {found[f"Cap{name}"] for name in EVERY_STEP_BEFORE} == {"0" * 16}
     assert found["NoNewPrivs"] == "1"
+    assert found["Seccomp"] == "2"
     # /proc shows them as the reader's user namespace numbers them.
     assert found["Uid"].split() == found["Gid"].split() == [str(uid)] * 4
     assert found["Groups"] == ""
 
 
-def test_the_securebits_that_count_are_locked(user_namespace: int) -> None:
-    def body() -> int:
-        become_application(user_namespace)
-        return int(prctl.get_securebits())
+def test_groups_and_umask_are_those_of_the_program(instance: Instance) -> None:
+    plan = program("cat", "/proc/self/status", groups=[5, 7], umask=0o027)
+    found = fields(output(instance, plan))
+    assert (found["Groups"], found["Umask"]) == ("5 7", "0027")
 
-    assert run_forked(body) == 0b1111
+
+def test_no_signal_is_blocked_or_ignored(instance: Instance) -> None:
+    found = fields(output(instance, program("cat", "/proc/self/status")))
+    assert {found[name] for name in ("SigBlk", "SigIgn", "SigCgt", "SigPnd")} == {"0" * 16}
+
+
+def test_the_securebits_that_count_are_locked(instance: Instance) -> None:
+    text = "import ctypes; print(ctypes.CDLL(None).prctl(27, 0, 0, 0, 0))"  # PR_GET_SECUREBITS
+    assert output(instance, python(text)) == f"{0b1111}\n"
 
 
 @pytest.mark.parametrize("uid", [1000, 0])
-def test_other_ids_cannot_be_taken(user_namespace: int, uid: int) -> None:
-    def body() -> None:
-        become_application(user_namespace, uid, uid)
-        for attempt in (
-            lambda: os.setresuid(7, 7, 7),
-            lambda: os.setresgid(7, 7, 7),
-            lambda: os.setgroups([7]),
-            lambda: os.setgroups([]),
-        ):
-            with pytest.raises(PermissionError):
-                attempt()
+def test_other_ids_cannot_be_taken(instance: Instance, uid: int) -> None:
+    text = """
+import os
+for name, call in {
+    "uid": lambda: os.setresuid(7, 7, 7), "gid": lambda: os.setresgid(7, 7, 7),
+    "groups": lambda: os.setgroups([7]), "none": lambda: os.setgroups([]),
+}.items():
+    try:
+        call()
+    except PermissionError:
+        print(name, end=" ")
+"""
+    assert output(instance, python(text, uid=uid, gid=uid)) == "uid gid groups none "
 
-    run_forked(body)
 
-
-def test_root_of_the_instance_has_no_rights(user_namespace: int) -> None:
+def test_root_of_the_instance_has_no_rights(instance: Instance) -> None:
     """Uid 0 inside is an ordinary id: NOROOT, and no capability to use."""
-
-    def body() -> None:
-        become_application(user_namespace, 0, 0)
-        with pytest.raises(PermissionError):
-            socket.sethostname("mine")
-        with pytest.raises(PermissionError):
-            os.chown("/tmp", 0, 0)
-        with pytest.raises(PermissionError):
-            os.open("/etc/shadow", os.O_RDONLY)
-
-    run_forked(body)
-
-
-def test_limits_are_set_soft_and_hard() -> None:
-    def body() -> None:
-        credentials.set_rlimits({"nofile": (64, 128), "core": (0, 0), "stack": [1 << 20, -1]})
-        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (64, 128)
-        assert resource.getrlimit(resource.RLIMIT_CORE) == (0, 0)
-        assert resource.getrlimit(resource.RLIMIT_STACK) == (1 << 20, -1)
-        assert credentials.current_rlimits()["nofile"] == (64, 128)
-
-    run_forked(body)
+    text = """
+import os, socket
+for name, call in {
+    "name": lambda: socket.sethostname("mine"), "owner": lambda: os.chown("/tmp", 0, 0),
+    "read": lambda: os.open("/etc/shadow", os.O_RDONLY),
+}.items():
+    try:
+        call()
+    except PermissionError:
+        print(name, end=" ")
+"""
+    assert output(instance, python(text, uid=0, gid=0)) == "name owner read "
 
 
-@pytest.mark.parametrize("limits", [{"nofile": (128, 64)}, {"nofile": (1 << 40, 1 << 40)}])
-def test_a_refused_limit_is_named(limits: dict[str, tuple[int, int]]) -> None:
-    def body() -> None:
-        with pytest.raises(OSError, match="setrlimit nofile"):
-            credentials.set_rlimits(limits)
+def test_limits_are_set_soft_and_hard(instance: Instance) -> None:
+    limits = {"nofile": [64, 128], "core": [0, 0], "stack": [1 << 20, -1]}
+    text = output(instance, program("cat", "/proc/self/limits", rlimits=limits))
+    found = {line[:26].strip(): line[26:].split()[:2] for line in text.splitlines()}
+    assert found["Max open files"] == ["64", "128"]
+    assert found["Max core file size"] == ["0", "0"]
+    assert found["Max stack size"] == [str(1 << 20), "unlimited"]
 
-    run_forked(body)
+
+@pytest.mark.parametrize("limits", [{"nofile": [128, 64]}, {"nofile": [1 << 40, 1 << 40]}])
+def test_a_refused_limit_is_named(instance: Instance, limits: dict[str, list[int]]) -> None:
+    with pytest.raises(ReportedError) as refused:
+        instance.exec(program("true", rlimits=limits))
+    assert (refused.value.step, refused.value.errno) == ("limits", errno.EPERM)
+    assert refused.value.filename == "nofile"
 
 
-def test_every_limit_of_the_kernel_has_one_name() -> None:
+def test_every_limit_of_the_kernel_has_one_name_and_init_knows_it(instance: Instance) -> None:
     numbers = list(credentials.RLIMITS.values())
     assert len(numbers) == len(set(numbers))
     # Python has no name for number 10, RLIMIT_LOCKS, which no kernel has heeded since 2.4.
     count = len(Path("/proc/self/limits").read_text().splitlines()) - 1
     assert set(numbers) == set(range(count)) - {10}
     assert {"nofile", "nproc", "core", "as", "memlock", "stack"} <= credentials.RLIMITS.keys()
+    now = {name: resource.getrlimit(number) for name, number in credentials.RLIMITS.items()}
+    assert instance.exec(program("true", rlimits=now)) == 0
 
 
-def test_the_oom_score_is_what_was_asked_for() -> None:
-    def body() -> None:
-        credentials.set_oom_score_adj(321)
-        assert Path("/proc/self/oom_score_adj").read_text() == "321\n"
-        with pytest.raises(OSError, match="Invalid argument"):
-            credentials.set_oom_score_adj(1001)
-
-    run_forked(body)
+def test_the_oom_score_is_what_was_asked_for(instance: Instance) -> None:
+    plan = program("cat", "/proc/self/oom_score_adj", oom_score_adj=321)
+    assert output(instance, plan) == "321\n"
+    with pytest.raises(ReportedError, match="Invalid argument"):
+        instance.exec(program("true", oom_score_adj=1001))
 
 
-def test_a_hidden_process_belongs_to_root_in_proc() -> None:
-    def body() -> None:
-        credentials.become(1000, 1000, [])
-        # Changing the ids has hidden it already.
-        prctl.set_dumpable(1)
-        assert os.stat("/proc/self/environ").st_uid == 1000
-        credentials.hide_from_instance()
-        assert os.stat("/proc/self/environ").st_uid == 0
-        hidden = os.getpid()
+def test_init_is_hidden_named_and_knows_no_path(instance: Instance) -> None:
+    entry = Path(f"/proc/{instance.created.pid}")
+    name = f"nativert-init {instance.directory.name[1:]:0>8}"
+    assert (entry / "comm").read_text() == name[:15] + "\n"
+    assert (entry / "cmdline").read_bytes() == name.encode() + b"\0"
+    assert (entry / "environ").read_bytes() == b""
+    text = "stat -c %u /proc/1/environ; readlink /proc/1/exe || echo hidden"
+    # The host's root has no number inside: it is shown as nobody.
+    assert instance.output(text).split() == ["65534", "hidden"]
 
-        def neighbour() -> None:
-            with pytest.raises(PermissionError):
-                os.readlink(f"/proc/{hidden}/exe")
 
-        # Of the same uid, without capabilities.
-        run_forked(neighbour)
+def test_init_and_launcher_have_given_up_what_they_never_need(
+    launcher: Launcher, instance: Instance
+) -> None:
+    for pid in (launcher.pid(), instance.created.pid):
+        found = fields(Path(f"/proc/{pid}/status").read_text())
+        assert found["NoNewPrivs"] == "1"
+        for capability in (prctl.CAP_SYS_MODULE, prctl.CAP_SYS_RAWIO, prctl.CAP_SYS_TIME):
+            assert not int(found["CapBnd"], 16) >> capability & 1
+    # Init is executed, so that it does not even have them.
+    assert not int(found["CapPrm"], 16) >> prctl.CAP_SYS_MODULE & 1
+    assert found["SigBlk"] == "fffffffe7ffbfeff"
 
-    run_forked(body)
+
+def test_init_has_what_it_needs_and_nothing_of_its_starters(instance: Instance) -> None:
+    directory = Path(f"/proc/{instance.created.pid}/fd")
+    errors = str(instance.directory.parent / "launcher.log")
+    files = ["/dev/null", "/dev/null", errors, str(instance.log), str(instance.directory)]
+    expected = sorted([*files, "anon_inode", "socket", "user"])
+
+    def found() -> list[str]:
+        links = [os.readlink(entry) for entry in directory.iterdir()]
+        return sorted(link.partition(":")[0] for link in links)
+
+    # It answers the launcher first and closes that socket then.
+    until(lambda: found() == expected)
 
 
 def test_a_process_is_named_in_comm_and_arguments() -> None:
     def body() -> None:
-        credentials.name_process("nativert-init 0a1b2c3d")
-        assert Path("/proc/self/comm").read_text() == "nativert-init 0\n"
-        assert Path("/proc/self/cmdline").read_bytes().startswith(b"nativert-init 0a1b2c3d\0")
+        credentials.name_process("nativert-launcher")
+        assert Path("/proc/self/comm").read_text() == "nativert-launch\n"
+        assert Path("/proc/self/cmdline").read_bytes().startswith(b"nativert-launcher\0")
 
     run_forked(body)
 

@@ -61,14 +61,7 @@ CLOSED_BY_THE_FILTER = {
     "seccomp_missing",
 }  # fmt: skip
 
-LOADER = """
-import os, sys
-from nativert.isolation.syscalls import Filter
-with open(sys.argv[1], "rb") as file:
-    program = Filter(file.read())
-program.load()
-os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
-"""
+LOADER = str(Path(__file__).with_name("load_filter.py"))
 
 
 def audit(*prefix: str, arguments: tuple[str, ...] = (), **environment: str) -> dict[str, bool]:
@@ -113,7 +106,7 @@ def test_root_finds_the_doors_open(of_root: dict[str, bool]) -> None:
 
 def test_the_filter_closes_them(tmp_path: Path) -> None:
     program = seccomp.cached(tmp_path)
-    verdicts = audit(sys.executable, "-c", LOADER, str(program))
+    verdicts = audit(sys.executable, LOADER, str(program), sys.executable)
     # None is for another machine's ABI.
     assert {p for p in CLOSED_BY_THE_FILTER if verdicts[p] is True} == set()
 

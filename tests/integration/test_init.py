@@ -16,7 +16,6 @@ from sandboxes import DEADLINE_S, MAX_IDLE, Instance, program, real_launcher, sh
 from nativert.isolation import process
 from nativert.launcher import protocol
 from nativert.launcher.client import ReportedError
-from nativert.launcher.log import CURRENT
 from nativert.store.boot import ExitFacts, boot_id
 
 pytestmark = pytest.mark.root
@@ -32,7 +31,7 @@ def instance(tmp_path: Path) -> Iterator[Instance]:
 
 def log(instance: Instance) -> list[str]:
     """Return "stream tag text" of each record."""
-    path = instance.log / CURRENT
+    path = instance.log / protocol.LOG_FILE
     lines = path.read_text().splitlines() if path.exists() else []
     return [line.split(" ", 1)[1] for line in lines]
 
@@ -90,13 +89,13 @@ def test_two_starters_at_once_start_one(instance: Instance) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 4 << 20])
-def test_a_start_without_memory_is_told_as_that(instance: Instance, size: int) -> None:
-    """A report needs memory too: without one its end would pass for that of the program."""
+def test_a_report_needs_no_memory(instance: Instance, size: int) -> None:
+    """Without one a failed start would pass for an application that ended at once."""
     plan = program("x" * 500_000, rlimits={"as": [size, size]})
     for start in (lambda: instance.run(plan, 1), lambda: instance.exec(plan)):
         with pytest.raises(ReportedError) as failed:
             start()
-        assert (failed.value.step, failed.value.errno) == ("limits", errno.ENOMEM)
+        assert (failed.value.step, failed.value.errno) == ("exec", errno.ENAMETOOLONG)
     assert instance.run_to_end(shell("exit 0"), 9)["exit_code"] == 0
 
 

@@ -13,7 +13,7 @@ import scale
 from forked import run_forked
 
 from nativert.isolation import namespaces
-from nativert.isolation.syscalls import CLONE_NEWNET
+from nativert.isolation.syscalls import CLONE_NEWNET, CLONE_NEWUSER, setns
 
 pytestmark = pytest.mark.root
 
@@ -60,7 +60,7 @@ def test_a_shared_network_leaves_out_only_the_network() -> None:
 
 def test_ids_map_to_the_given_range(held: dict[str, int]) -> None:
     def body() -> tuple[str, str, int, int]:
-        namespaces.enter_user(held["user"])
+        setns(held["user"], CLONE_NEWUSER)
         os.setresgid(7, 7, 7)
         os.setresuid(1000, 1000, 1000)
         with open("/proc/self/uid_map") as uids, open("/proc/self/gid_map") as gids:
@@ -74,7 +74,7 @@ def test_ids_map_to_the_given_range(held: dict[str, int]) -> None:
         reader, writer = os.pipe()
         pid = os.fork()
         if pid == 0:
-            namespaces.enter_user(held["user"])
+            setns(held["user"], CLONE_NEWUSER)
             os.setresuid(1000, 1000, 1000)
             os.write(writer, b".")
             os.read(os.pipe()[0], 1)
@@ -90,13 +90,13 @@ def test_ids_map_to_the_given_range(held: dict[str, int]) -> None:
 
 def test_ids_outside_of_the_range_are_refused(held: dict[str, int]) -> None:
     def body() -> None:
-        namespaces.enter_user(held["user"])
+        setns(held["user"], CLONE_NEWUSER)
         os.setresuid(ID_COUNT - 1, ID_COUNT - 1, ID_COUNT - 1)
 
     run_forked(body)
 
     def beyond() -> None:
-        namespaces.enter_user(held["user"])
+        setns(held["user"], CLONE_NEWUSER)
         with pytest.raises(OSError, match="Invalid argument"):
             os.setresuid(ID_COUNT, ID_COUNT, ID_COUNT)
 
@@ -157,7 +157,7 @@ def test_low_ports_and_echo_need_no_capability(held: dict[str, int]) -> None:
         namespaces.join(held)
         namespaces.loopback_up()
         namespaces.allow_unprivileged_network(ID_BASE, ID_COUNT)
-        namespaces.enter_user(held["user"])
+        setns(held["user"], CLONE_NEWUSER)
         os.setresgid(1000, 1000, 1000)
         os.setresuid(1000, 1000, 1000)
         with socket.create_server(("127.0.0.1", 80)):
@@ -205,7 +205,7 @@ def test_a_network_namespace_of_another_owner_can_be_refused(held: dict[str, int
 
     def body() -> None:
         host = os.open("/proc/self/ns/net", os.O_RDONLY)
-        namespaces.enter_user(held["user"])
+        setns(held["user"], CLONE_NEWUSER)
         with pytest.raises(PermissionError):
             namespaces.setns(host, CLONE_NEWNET)
         namespaces.setns(held["net"], CLONE_NEWNET)

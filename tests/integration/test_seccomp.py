@@ -20,15 +20,7 @@ from nativert.isolation import seccomp
 
 pytestmark = pytest.mark.root
 
-# Loads the filter as the application's child does, then becomes the program.
-LOADER = """
-import os, sys
-from nativert.isolation.syscalls import Filter
-with open(sys.argv[1], "rb") as file:
-    program = Filter(file.read())
-program.load()
-os.execvp(sys.argv[2], sys.argv[2:])
-"""
+LOADER = str(Path(__file__).with_name("load_filter.py"))
 
 PROBES = """
 import ctypes, errno, fcntl, json, os, pty, socket, stat, sys, threading
@@ -91,7 +83,7 @@ def filter_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def filtered(filter_file: Path, argv: Sequence[str]) -> list[str]:
     """Return the argv that runs *argv* under the filter."""
-    return [sys.executable, "-c", LOADER, str(filter_file), *argv]
+    return [sys.executable, LOADER, str(filter_file), *argv]
 
 
 def run(filter_file: Path, *argv: str) -> subprocess.CompletedProcess[str]:

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from native_init import LogRelay
 
-from nativert.launcher.log import Log
 from nativert.runtime import logs
 
 PAGE = 4096
@@ -23,18 +23,15 @@ class Writer:
     """What init does with a log."""
 
     def __init__(self, directory: Path, *, files: int = 3, max_bytes: int = PAGE) -> None:
-        self.fd = os.open(directory, os.O_PATH)
-        self.log = Log(self.fd, max_bytes, files)
+        self.log = LogRelay(directory, max_bytes=max_bytes, files=files)
         self.count = itertools.count()
 
     def write(self, lines: int) -> None:
         for _ in range(lines):
-            self.log.write("stdout", b"%d\n" % next(self.count))
+            self.log.write(b"%d\n" % next(self.count))
 
     def close(self) -> None:
-        os.close(self.fd)
-        if self.log._fd >= 0:
-            os.close(self.log._fd)
+        self.log.close()
 
 
 @pytest.fixture

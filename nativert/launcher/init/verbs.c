@@ -1,0 +1,199 @@
+/* What init is asked for: hello, status, run, signal, script, exec, release. Frozen as proto 1. */
+#include "init.h"
+
+#include <errno.h>
+#include <limits.h>
+#include <signal.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#define PROTO 1
+#define MAX_VERB 64
+
+static void ok(struct connection *connection)
+{
+	text_open(&outgoing);
+	put_bool(&outgoing, "ok", true);
+	text_close(&outgoing);
+	connection_send(connection, &outgoing, -1);
+}
+
+void put_hello(struct text *text)
+{
+	put_integer(text, "proto", PROTO);
+	put_string(text, "version", self.version);
+	put_string(text, "boot_id", self.boot_id);
+	put_integer(text, "pid", getpid());
+}
+
+static void hello(struct connection *connection, const struct packet *packet,
+		  struct failure *failure)
+{
+	(void)packet;
+	(void)failure;
+	text_open(&outgoing);
+	put_hello(&outgoing);
+	text_close(&outgoing);
+	connection_send(connection, &outgoing, -1);
+}
+
+static void status(struct connection *connection, const struct packet *packet,
+		   struct failure *failure)
+{
+	const struct application *app = &self.application;
+	bool there = app->state != IDLE;
+
+	(void)failure;
+	connection->follows = there && json_true(packet->message, "follow");
+	text_open(&outgoing);
+	application_status(&outgoing);
+	text_close(&outgoing);
+	connection_send(connection, &outgoing,
+			there && json_true(packet->message, "pidfd") ? app->started.pidfd : -1);
+}
+
+static void run(struct connection *connection, const struct packet *packet, struct failure *failure)
+{
+	struct program program;
+	int64_t number;
+
+	if (self.application.state != IDLE) {
+		fail(failure, EBUSY, NULL, "the application runs already");
+		return;
+	}
+	if (!json_integer(packet->message, "run", INT64_MIN, INT64_MAX, &number)) {
+		fail(failure, 0, NULL, "run is no number");
+		return;
+	}
+	if (!program_read(&program, json_get(packet->message, "program"), failure) &&
+	    !application_start(number, &program, failure)) {
+		self.starter = connection;
+		connection->follows = json_true(packet->message, "follow");
+	}
+	program_free(&program);
+}
+
+/* Tell who started the application what its child reports. */
+void application_report(void)
+{
+	static struct report report;
+	struct application *app = &self.application;
+	struct connection *starter = self.starter;
+	struct failure failure;
+	enum reported reported;
+
+	if (app->state != STARTING)
+		return;
+	reported = child_report(app->started.report, &report, &failure);
+	if (reported == REPORT_NONE_YET)
+		return;
+	close_fd(&app->started.report);
+	self.starter = NULL;
+	if (reported == REPORT_FAILED) {
+		application_never(&failure);
+		if (starter) {
+			starter->follows = false;
+			text_open(&outgoing);
+			put_failure(&outgoing, &failure);
+			text_close(&outgoing);
+			connection_send(starter, &outgoing, -1);
+		}
+		tell_end();
+		return;
+	}
+	app->state = app->main_ended ? ENDING : RUNNING;
+	if (!starter)
+		return;
+	text_open(&outgoing);
+	put_bool(&outgoing, "ok", true);
+	application_status(&outgoing);
+	text_close(&outgoing);
+	connection_send(starter, &outgoing, app->started.pidfd);
+}
+
+static void send_asked(struct connection *connection, const struct packet *packet,
+		       struct failure *failure)
+{
+	struct application *app = &self.application;
+	bool there = app->state != IDLE && !app->main_ended;
+	bool all = json_true(packet->message, "all");
+	int64_t number;
+
+	if (!json_integer(packet->message, "signal", INT_MIN, INT_MAX, &number)) {
+		fail(failure, 0, NULL, "signal is no number");
+		return;
+	}
+	if (number < 0 || number > SIGRTMAX) {
+		fail(failure, EINVAL, NULL, NULL);
+		return;
+	}
+	if (!all && !there) {
+		fail(failure, ESRCH, NULL, "the application does not run");
+		return;
+	}
+	if (there) {
+		/* Before it is sent: what it brings about comes after it. */
+		app->asked_signal = (int)number;
+		app->asked_ns = now_ns(CLOCK_REALTIME);
+	}
+	if (all) {
+		kill_all((int)number);
+	} else if (send_signal(app->started.pidfd, (int)number)) {
+		fail(failure, errno, NULL, NULL);
+		return;
+	}
+	ok(connection);
+}
+
+static void release(struct connection *connection, const struct packet *packet,
+		    struct failure *failure)
+{
+	(void)packet;
+	(void)failure;
+	kill_all(SIGKILL);
+	ok(connection);
+	/* The kernel kills and reaps what is left of the PID namespace before this ends. */
+	_exit(0);
+}
+
+static const struct {
+	const char *name;
+	void (*carry_out)(struct connection *connection, const struct packet *packet,
+			  struct failure *failure);
+} verbs[] = {
+	{"hello", hello},
+	{"status", status},
+	{"run", run},
+	{"exec", session_exec},
+	{"script", session_exec},
+	{"signal", send_asked},
+	{"release", release},
+};
+
+/* Carry out one message; no message ends the instance. */
+void verb(struct connection *connection, const struct packet *packet)
+{
+	const char *name = json_text(packet->message, "verb");
+	char unknown[MAX_VERB + 32] = "unknown verb";
+	struct failure failure = {.step = name ? name : "verb"};
+
+	for (size_t i = 0; i < ARRAY_SIZE(verbs); i++) {
+		if (!name || strcmp(name, verbs[i].name))
+			continue;
+		verbs[i].carry_out(connection, packet, &failure);
+		if (failure.text)
+			goto failed;
+		return;
+	}
+	if (name && strlen(name) <= MAX_VERB)
+		strcat(strcat(strcat(unknown, " '"), name), "'");
+	else
+		failure.step = "verb";
+	fail(&failure, 0, NULL, unknown);
+failed:
+	text_open(&outgoing);
+	put_failure(&outgoing, &failure);
+	text_close(&outgoing);
+	connection_send(connection, &outgoing, -1);
+}
