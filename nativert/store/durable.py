@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, Unpack
 from nativert.errors import Code, DescriptorError, NativertError, UnknownInstanceError
 from nativert.store import allocation, rows
 from nativert.store.boot import boot_id
-from nativert.store.journal import Journal
+from nativert.store.moves import Fence, Fences, raise_fence
 from nativert.store.paths import Paths, check_uuid
 from nativert.store.rows import Changes, Event, Interface, Row
 
@@ -32,7 +32,7 @@ _INTERFACES: Final = (
 )
 
 
-class Store(Journal):
+class Store(Fences):
     """The durable records of one node; any thread may call, one at a time goes on.
 
     Raises NativertError: STORE when the file is damaged, of a newer version, or the disk
@@ -64,6 +64,8 @@ class Store(Journal):
         limits: str | None = None,
         more_blocks: Callable[[], Sequence[int]] | None = None,
         event: tuple[str, str] | None = None,
+        moving: str | None = None,
+        fence: Fence | None = None,
     ) -> Row:
         """Enter an instance, with an id range, and an address and a link per interface.
 
@@ -80,8 +82,8 @@ class Store(Journal):
                 id_range = allocation.free_range(connection, blocks)
                 connection.execute(
                     "INSERT INTO instances (uuid, name, fdu, descriptor, record, limits, desired,"
-                    " wanted, told, boot_id, id_range, created_at)"
-                    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                    " wanted, told, boot_id, id_range, created_at, moving)"
+                    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                     (
                         uuid,
                         name,
@@ -95,8 +97,10 @@ class Store(Journal):
                         boot_id(),
                         id_range,
                         time.time(),
+                        moving,
                     ),
                 )
+                raise_fence(connection, uuid, fence)
                 for position, interface in enumerate(interfaces):
                     allocation.take_address(connection, subnet, uuid, interface)
                     allocation.take_link(connection, uuid, interface, position)
@@ -118,6 +122,8 @@ class Store(Journal):
             interfaces=interfaces,
             limits=limits,
             event=event,
+            moving=moving,
+            fence=fence,
         )
 
     def get(self, uuid: str) -> Row:
@@ -184,19 +190,26 @@ class Store(Journal):
         *,
         event: tuple[str, str] | None = None,
         told: str | None = None,
+        fence: Fence | None = None,
         **changes: Unpack[Changes],
     ) -> Row:
         """Change columns of one instance, and add *event* (kind, JSON), in one commit.
 
-        *told* is the state that the event tells. Raises UnknownInstanceError.
+        *told* is the state that the event tells, *fence* the migration that the change belongs
+        to. Raises UnknownInstanceError.
         """
         unknown = changes.keys() - Changes.__annotations__.keys()
         if unknown:
             raise TypeError(f"no such column to update: {', '.join(sorted(unknown))}")
-        return self._with_reserve(lambda: self._update(uuid, event, told, changes))
+        return self._with_reserve(lambda: self._update(uuid, event, told, fence, changes))
 
     def _update(
-        self, uuid: str, event: tuple[str, str] | None, told: str | None, changes: Changes
+        self,
+        uuid: str,
+        event: tuple[str, str] | None,
+        told: str | None,
+        fence: Fence | None,
+        changes: Changes,
     ) -> Row:
         assignments = "".join(f'"{column}" = ?, ' for column in changes)
         with self._transaction() as connection:
@@ -207,6 +220,7 @@ class Store(Journal):
             if changed.rowcount == 0:
                 raise UnknownInstanceError(uuid)
             self._append(connection, uuid, event, told)
+            raise_fence(connection, uuid, fence)
             known = self._known(connection).get(uuid)
             if known is None:
                 return self._select(connection, uuid)
@@ -214,17 +228,20 @@ class Store(Journal):
             self._rows[uuid] = row
             return row
 
-    def delete(self, uuid: str, *, event: tuple[str, str] | None = None) -> None:
+    def delete(
+        self, uuid: str, *, event: tuple[str, str] | None = None, fence: Fence | None = None
+    ) -> None:
         """Forget an instance and release what was allocated; raises UnknownInstanceError.
 
         The caller has seen the kernel confirm that its links are gone.
         """
-        self._with_reserve(lambda: self._delete(uuid, event))
+        self._with_reserve(lambda: self._delete(uuid, event, fence))
 
-    def _delete(self, uuid: str, event: tuple[str, str] | None) -> None:
+    def _delete(self, uuid: str, event: tuple[str, str] | None, fence: Fence | None) -> None:
         with self._transaction() as connection:
             # Before its name is forgotten.
             self._append(connection, uuid, event)
+            raise_fence(connection, uuid, fence)
             allocation.release_addresses(connection, uuid)
             deleted = connection.execute("DELETE FROM instances WHERE uuid = ?", (uuid,))
             if deleted.rowcount == 0:

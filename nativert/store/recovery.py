@@ -20,6 +20,7 @@ _TABLES: Final = {
     "addresses": ("address", ("address", "instance", "interface", "released")),
     "links": ("number", ("number", "instance", "interface", "position")),
     "counters": ("name", ("name", "value")),
+    "moves": ("instance", ("instance", "epoch", "outcome", "peer", "changed_at")),
     "events": ("seq", ("seq", "time", "instance", "name", "kind", "json")),
 }
 # What stands for the columns that a store of an older version does not have.
@@ -28,6 +29,7 @@ _LATER: Final = {
     "env": "NULL",
     "restarts": "0",
     "retry": "NULL",
+    "moving": "NULL",
 }
 
 

@@ -30,10 +30,11 @@ COLUMNS: Final = (
     "env",
     "restarts",
     "retry",
+    "moving",
 )
 # Brackets: a name in double quotes that is no column is taken for a string.
 SELECT: Final = "SELECT [" + "], [".join(COLUMNS) + "] FROM instances"  # noqa: S608
-_JSON: Final = ("descriptor", "record", "limits", "end", "env", "retry")
+_JSON: Final = ("descriptor", "record", "limits", "end", "env", "retry", "moving")
 _NUMBERS: Final = ("seq", "id_range", "run_count", "restarts")
 
 
@@ -48,12 +49,13 @@ class Interface:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One instance as asked for. descriptor, record, limits, end, env, retry are JSON texts.
+    """One instance as asked for. descriptor, record and what is None or more are JSON texts.
 
     `desired` is the state that it was brought to, as far as that outlives this boot; `wanted`
     what an operator last asked for, which an end by itself does not change. `env` is what the
     last start added to the environment, `retry` what becomes of the last end, `restarts` how
-    often it was started again since an operator started it.
+    often it was started again since an operator started it. `moving` is a `moves.Move` while it
+    is on its way between nodes.
 
     `id_range` is the first of its 65,536 host ids, `created_at` seconds since the epoch,
     `boot_id` the boot of the last change. `corrupt` is empty, or says which columns cannot
@@ -77,6 +79,7 @@ class Row:
     env: str | None = None
     restarts: int = 0
     retry: str | None = None
+    moving: str | None = None
     interfaces: tuple[Interface, ...] = ()
     corrupt: str = ""
 
@@ -94,6 +97,7 @@ class Changes(TypedDict, total=False):
     env: str | None
     restarts: int
     retry: str | None
+    moving: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +146,7 @@ def _sound(column: str, value: object) -> bool:
     if column == "created_at":
         return isinstance(value, float)
     if value is None:
-        return column in ("limits", "end", "env", "retry")
+        return column in ("limits", "end", "env", "retry", "moving")
     if not isinstance(value, str):
         return False
     try:

@@ -70,6 +70,19 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
         "ALTER TABLE instances ADD COLUMN restarts INTEGER NOT NULL DEFAULT 0",
         "ALTER TABLE instances ADD COLUMN retry TEXT",
     ),
+    (
+        "ALTER TABLE instances ADD COLUMN moving TEXT",
+        # Stays when the instance is gone: what is over must not begin again.
+        """
+        CREATE TABLE moves (
+            instance   TEXT PRIMARY KEY,
+            epoch      INTEGER NOT NULL,
+            outcome    TEXT NOT NULL,
+            peer       TEXT NOT NULL,
+            changed_at REAL NOT NULL
+        )
+        """,
+    ),
 )
 
 VERSION: Final = len(MIGRATIONS)

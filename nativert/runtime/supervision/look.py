@@ -58,9 +58,7 @@ class Looks:
 
     def _busy(self, watched: Watched) -> bool:
         # An operation is on it: a worker must not wait for a grace of an hour.
-        lock = self._node.context.lock(watched.uuid)
-        if lock.try_acquire():
-            lock.release()
+        if not self._node.context.lock(watched.uuid).busy():
             return False
         watched.next_start = time.monotonic() + _BUSY_S
         return True

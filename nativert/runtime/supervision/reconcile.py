@@ -115,10 +115,8 @@ class Reconciler:
         """Repair one instance; return what cannot be repaired."""
         if not self._drift(seen, self._links):
             return ""
-        lock = self._node.context.lock(seen.row.uuid)
-        if not lock.try_acquire():
+        if self._node.context.lock(seen.row.uuid).busy():
             return ""  # An operation is on it: the next round looks again.
-        lock.release()
         lasting: list[str] = []
 
         def act(now: Observed) -> Observed:

@@ -181,3 +181,60 @@ def test_instance_and_node_locks_have_places_of_their_own(tmp_path: Path) -> Non
         assert other.try_acquire()
         other.forget()
     assert os.listdir(paths.locks) == [UUID]
+
+
+TOKEN = b"0123456789abcdef"
+
+
+def kept(path: Path) -> Lock:
+    lock = Lock(path)
+    lock.acquire()
+    lock.keep(TOKEN)
+    return lock
+
+
+def test_a_kept_lock_is_free_and_can_be_taken_again(path: Path) -> None:
+    lock = kept(path)
+    assert not lock.held
+    assert not Lock(path).busy()
+    assert lock.retake()
+    assert lock.held
+    assert Lock(path).busy()
+    lock.release()
+
+
+def test_a_kept_lock_that_somebody_has_held_since_is_not_taken_again(path: Path) -> None:
+    lock = kept(path)
+    with Lock(path):
+        assert not lock.retake()
+    assert not lock.held
+    lock = kept(path)
+    with Lock(path):
+        pass
+    assert not lock.retake()
+
+
+def test_a_kept_lock_whose_file_has_gone_is_not_taken_again(path: Path) -> None:
+    lock = kept(path)
+    path.unlink()
+    assert not lock.retake()
+    with Lock(path):
+        assert not lock.held
+
+
+def test_another_keeper_takes_the_place_of_the_first(path: Path) -> None:
+    first, second = kept(path), Lock(path)
+    second.acquire()
+    second.keep(b"another token of ")
+    assert not first.retake()
+    assert second.retake()
+    second.release()
+
+
+def test_asking_whether_it_is_busy_makes_no_file_and_leaves_what_was_kept(path: Path) -> None:
+    assert not Lock(path).busy()
+    assert not path.exists()
+    lock = kept(path)
+    assert not Lock(path).busy()
+    assert lock.retake()
+    lock.release()
