@@ -37,6 +37,7 @@ class Code(enum.Enum):
     PAUSE = ("pause", 6, 1)
     SCALE = ("scale", 7, 1)
     UNDEFINE = ("undefine", 0, 1)
+    MIGRATE = ("migrate", 10, 1)
     STORE = ("store", 10, 1)
     LAUNCHER = ("launcher", 41, 1)
     NO_AGENT = ("no-agent", 41, 5)

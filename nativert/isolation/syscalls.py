@@ -99,6 +99,7 @@ _unshare = _bind("unshare", c_int)
 _setns = _bind("setns", c_int, c_int)
 _mount = _bind("mount", c_char_p, c_char_p, c_char_p, c_ulong, c_char_p)
 _umount2 = _bind("umount2", c_char_p, c_int)
+_syncfs = _bind("syncfs", c_int)
 _inotify_init1 = _bind("inotify_init1", c_int)
 _signalfd = _bind("signalfd", c_int, c_char_p, c_int)
 _inotify_add_watch = _bind("inotify_add_watch", c_int, c_char_p, c_uint32)
@@ -153,6 +154,11 @@ def mount(source: str, target: str, fstype: str = "", flags: int = 0, data: str 
 def umount2(target: str, flags: int = 0) -> None:
     """Detach a filesystem; see umount2(2)."""
     _check(_umount2(os.fsencode(target), flags), f"umount2({flags:#x})", target)
+
+
+def syncfs(fd: int) -> None:
+    """Write all that waits of the file system of *fd* to its disk; see syncfs(2)."""
+    _check(_syncfs(fd), "syncfs")
 
 
 def pivot_root(new_root: str, put_old: str) -> None:

@@ -68,11 +68,11 @@ def save(paths: Paths, file: Path, *, data: bool) -> Saved:
             writer.add(archive.NODE, msgspec.json.encode(node))
             with open(copy, "rb") as store:
                 writer.add_file(archive.STORE, store.fileno())
-            _add_tree(writer, paths.etc, archive.ETC)
+            add_tree(writer, paths.etc, archive.ETC)
             for uuid in instances if data else ():
                 for part in archive.KEPT:
                     name = f"{archive.INSTANCES}/{uuid}/{part}"
-                    _add_tree(writer, paths.instance_lib(uuid) / part, name)
+                    add_tree(writer, paths.instance_lib(uuid) / part, name)
             writer.finish()
             output.flush()
             os.fsync(output.fileno())
@@ -109,7 +109,7 @@ def check_store(store: sqlite3.Connection, path: Path) -> None:
         raise database.damaged(path, str(wrong))
 
 
-def _add_tree(writer: Writer, top: Path, name: str) -> None:
+def add_tree(writer: Writer, top: Path, name: str) -> None:
     """Add everything below *top*; what goes away meanwhile is left out.
 
     Applications write there: no link is followed, whatever takes the place of what.

@@ -15,7 +15,11 @@ from nativert.launcher.failpoints import ACTIONS, LAUNCHER, VARIABLE, Unexpected
 
 __all__ = [
     "ACTIONS",
+    "COMING_BACK",
+    "LANDING",
     "LAUNCHER",
+    "LEAVING",
+    "MIGRATION",
     "POINTS",
     "SUPERVISION",
     "UnexpectedError",
@@ -65,12 +69,34 @@ SUPERVISION: Final = (
     "restart.configured",
     "repair.done",
 )
+# Passed by the two sides of a migration, besides the points of the operations in it.
+LEAVING: Final = (
+    "migrate.begun",
+    "migrate.prepared",
+    "migrate.stopping",
+    "migrate.stopped",
+    "migrate.sent",
+    "migrate.received",
+    "migrate.committed",
+    "migrate.done",
+)
+COMING_BACK: Final = ("migrate.aborting", "migrate.back")
+LANDING: Final = (
+    "land.defined",
+    "land.configured",
+    "land.stored",
+    "land.unpacked",
+    "land.held",
+    "land.starting",
+    "land.started",
+)
+MIGRATION: Final = (*LEAVING, *COMING_BACK, *LANDING, "move.removed")
 
 
 def arm(specification: str) -> None:
     """Arm the points of *specification*, ``name=action,...``, and no others; ValueError."""
     for part in filter(None, specification.split(",")):
-        if part.partition("=")[0] not in (*POINTS, *SUPERVISION, *LAUNCHER):
+        if part.partition("=")[0] not in (*POINTS, *SUPERVISION, *MIGRATION, *LAUNCHER):
             raise ValueError(f"no such failpoint: {part!r}")
     failpoints.arm(specification)
 

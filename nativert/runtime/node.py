@@ -51,6 +51,7 @@ _CODES: Final = {
     Operation.PAUSE: Code.PAUSE,
     Operation.RESUME: Code.PAUSE,
     Operation.SCALE: Code.SCALE,
+    Operation.MIGRATE: Code.MIGRATE,
 }
 
 

@@ -46,6 +46,18 @@ class Observed:
 
 def observe(context: Context, row: Row) -> Observed:
     """Return the state of *row* by evidence: boot id, init's pid and start time, exit.json."""
+    seen = look_here(context, row)
+    return seen if row.moving is None else _on_its_way(seen, row.moving)
+
+
+def _on_its_way(seen: Observed, moving: str) -> Observed:
+    from nativert.runtime.migration.phases import shown
+
+    return dataclasses.replace(seen, state=shown(seen.state, moving))
+
+
+def look_here(context: Context, row: Row) -> Observed:
+    """Return what this node has of *row*, whether or not it is on its way to another."""
     facts = boot.read_facts(context.paths, row.uuid)
     end = verdict.decode(row.end)
     if facts is None:
@@ -200,7 +212,16 @@ def settle(context: Context, row: Row) -> Observed:
     Returns the state from which an operation may start. Raises StepError for what cannot
     be released.
     """
-    seen = observe(context, row)
+    if row.moving is None:
+        return settle_here(context, row)
+    from nativert.runtime.migration.settling import settle_moving
+
+    return settle_moving(context, row)
+
+
+def settle_here(context: Context, row: Row) -> Observed:
+    """Settle what this node has of *row*, whether or not it is on its way to another."""
+    seen = look_here(context, row)
     facts = seen.facts
     if facts is None:
         if seen.event is None and not os.path.lexists(context.paths.instance_run(row.uuid)):

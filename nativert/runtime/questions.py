@@ -37,6 +37,11 @@ class Questions:
         """Have somebody there from now on, or nobody any more."""
         self._supervision = supervision
 
+    @property
+    def attended(self) -> bool:
+        """Whether somebody is there who restarts, checks and orders instances."""
+        return self._supervision is not None
+
     def look(self, uuid: str) -> Observed:
         """Look at one instance by its whole UUID; note what has happened."""
         return self._sight.look(self._context.store.get(uuid))

@@ -19,7 +19,8 @@ class Sight:
     def look(self, row: Row) -> Observed:
         """Look at an instance; note what has happened unless an operation is on it."""
         seen = observe(self._context, row)
-        unsettled = seen.event is not None or (seen.facts is not None and seen.facts.intent)
+        interrupted = seen.facts is not None and seen.facts.intent
+        unsettled = seen.event is not None or interrupted or row.moving is not None
         if not unsettled:
             return seen
         lock = self._context.lock(row.uuid)

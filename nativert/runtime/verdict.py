@@ -29,6 +29,7 @@ _WHY: Final[dict[str, tuple[Reason, str]]] = {
     "health": ("unhealthy", "stopped because its health check failed"),
     "dependency": ("dependency", "stopped because what it depends on failed"),
     "shutdown": ("node-shutdown", "stopped because the node was shut down"),
+    "migrate": ("stopped", "stopped to be moved to another node"),
 }
 
 

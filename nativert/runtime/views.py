@@ -35,7 +35,7 @@ Fault = Literal[
     "pids-limit",
     "other",
 ]
-Sender = Literal["kill", "stop", "force", "health", "dependency", "shutdown"]
+Sender = Literal["kill", "stop", "force", "health", "dependency", "shutdown", "migrate"]
 
 
 class End(msgspec.Struct, frozen=True, kw_only=True):

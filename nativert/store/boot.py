@@ -42,7 +42,7 @@ class PortFacts(msgspec.Struct, frozen=True):
     protocol: str
 
 
-StopReason = Literal["stop", "force", "health", "dependency", "shutdown"]
+StopReason = Literal["stop", "force", "health", "dependency", "shutdown", "migrate"]
 
 
 class StopFacts(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,0 +1,204 @@
+"""An instance moves from one node to another, with its data, its name and its environment."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aftermath import assert_nothing_left
+from movers import Served, Wire, id_of
+from nodes import MakeNode, make_descriptor, run_inside, start, until
+
+from nativert.errors import Code, NativertError
+from nativert.runtime.migration.messages import Kind, Message
+from nativert.runtime.migration.source import Mover, Patience
+from nativert.runtime.node import Node
+from nativert.runtime.views import Instance
+
+pytestmark = [pytest.mark.root, pytest.mark.netns]
+
+QUICK = Patience(answer_s=5, prepare_s=30, silence_s=1, commit_s=1)
+# Counts the runs that it knows of, and stays.
+APP = "echo run >> /data/runs; echo up; exec sleep 1000"
+
+
+class Pair:
+    """Two nodes; `here` has the instance at first."""
+
+    def __init__(self, here: Node, there: Node) -> None:
+        self.here, self.there = here, there
+        roots = [node.paths.root or Path("/") for node in (here, there)]
+        self.wire = Wire(*roots)
+        self.ids = {node: id_of(root) for node, root in zip((here, there), roots, strict=True)}
+        self.served = {node: Served(node) for node in (here, there)}
+
+    def move(self, uuid: str, *, back: bool = False) -> dict[str, Any]:
+        source, target = (self.there, self.here) if back else (self.here, self.there)
+        return Mover(source, self.wire, patience=QUICK).migrate(uuid, self.ids[target])
+
+    def copies(self, uuid: str) -> list[Instance]:
+        rows = [row for node in (self.here, self.there) for row in node.list()]
+        return [row for row in rows if row.instance == uuid]
+
+
+@pytest.fixture
+def pair(make_node: MakeNode, tmp_path: Path) -> Iterator[Pair]:
+    pair = Pair(make_node(tmp_path / "a"), make_node(tmp_path / "b"))
+    yield pair
+    for served in pair.served.values():
+        served.close()
+
+
+def read(node: Node, uuid: str, path: str) -> str:
+    return node.read(uuid, path, limit=1 << 20).decode()
+
+
+def test_an_instance_moves_with_all_that_it_has(pair: Pair) -> None:
+    here, there = pair.here, pair.there
+    uuid = here.define(make_descriptor(name="mover", shell=APP, veth=True), name="my-own").instance
+    here.configure(uuid)
+    here.run(uuid, env={"COLOUR": "green"})
+    here.scale(uuid, {"memory_max": 96 << 20})
+    made = "mkdir -p /data/a/b; echo deep > /data/a/b/c; ln -s c /data/a/b/link; mkfifo /data/pipe"
+    assert run_inside(here, uuid, "sh", "-c", f"{made}; chmod 640 /data/a/b/c")[0] == 0
+    before = here.get(uuid)
+
+    told = pair.move(uuid)
+
+    row = there.get(uuid)
+    assert (row.state, row.name, row.fdu) == ("RUNNING", "my-own", before.fdu)
+    assert told["state"] == "RUNNING"
+    assert told["node"] == row.node
+    assert told["addresses"]["eth0"] != ""
+    assert here.list() == []
+    assert_nothing_left(here, here.paths.root or Path("/"), uuid)
+    assert not here.paths.instance_lib(uuid).exists()
+    until(lambda: read(there, uuid, "runs") == "run\nrun\n", what="the second run")
+    assert read(there, uuid, "a/b/c") == "deep\n"
+    assert run_inside(there, uuid, "sh", "-c", "cat /data/a/b/link; stat -c %a%F /data/a/b/c")[
+        1
+    ] == ("deep\n640regular file\n")
+    assert (
+        run_inside(there, uuid, "sh", "-c", "echo more >> /data/a/b/c; test -p /data/pipe")[0] == 0
+    )
+    environment = Path(f"/proc/{row.pid}/environ").read_bytes().split(b"\0")
+    assert b"COLOUR=green" in environment
+    assert there.stats([uuid])[0].memory_max == 96 << 20
+    assert not (there.paths.instance_lib(uuid) / "incoming").exists()
+
+
+def test_it_comes_back_and_goes_again(pair: Pair) -> None:
+    uuid = start(pair.here, name="mover", shell=APP)
+    for back in (False, True, False):
+        pair.move(uuid, back=back)
+        at = pair.here if back else pair.there
+        assert at.get(uuid).state == "RUNNING"
+        assert len(pair.copies(uuid)) == 1
+    until(lambda: read(pair.there, uuid, "runs") == "run\n" * 4, what="the fourth run")
+    kinds = [event.kind for event in pair.here.events() if event.instance == uuid]
+    assert [
+        kind
+        for kind in kinds
+        if kind in ("migrating", "taking-off", "landing", "landed", "migrated")
+    ] == [
+        "migrating",
+        "taking-off",
+        "migrated",
+        "migrating",
+        "landing",
+        "landed",
+        "migrating",
+        "taking-off",
+        "migrated",
+    ]
+
+
+def test_more_data_than_fits_into_a_piece_arrives_in_pieces(pair: Pair) -> None:
+    uuid = start(pair.here, name="mover", shell=APP)
+    block = os.urandom(1 << 20)
+    data = pair.here.paths.instance_lib(uuid) / "data"
+    (data / "big").write_bytes(block * 20)
+    told: list[tuple[int, int | None]] = []
+    mover = Mover(pair.here, pair.wire, patience=QUICK)
+    mover.migrate(uuid, pair.ids[pair.there], progress=lambda *of: told.append(of))
+    assert (pair.there.paths.instance_lib(uuid) / "data/big").read_bytes() == block * 20
+    assert len(told) > 50
+    assert told == sorted(told)
+    assert told[-1][0] == told[-1][1]
+
+
+def test_what_the_destination_refuses_stays_and_runs(pair: Pair) -> None:
+    pair.there.define(make_descriptor(name="mover", shell=APP))
+    uuid = start(pair.here, name="mover", shell=APP)
+    pid = pair.here.get(uuid).pid
+    with pytest.raises(NativertError, match="the name mover is taken") as refused:
+        pair.move(uuid)
+    assert refused.value.code is Code.MIGRATE
+    row = pair.here.get(uuid)
+    assert (row.state, row.pid) == ("RUNNING", pid)
+    assert [copy.instance for copy in pair.copies(uuid)] == [uuid]
+
+
+def test_nobody_at_the_other_node(pair: Pair) -> None:
+    uuid = start(pair.here, name="mover", shell=APP)
+    pid = pair.here.get(uuid).pid
+    pair.served[pair.there].close()
+    with pytest.raises(NativertError, match="nobody answers") as refused:
+        pair.move(uuid)
+    assert refused.value.code is Code.TIMEOUT
+    assert pair.here.get(uuid).pid == pid
+    pair.served[pair.there] = Served(pair.there)
+    pair.move(uuid)
+    assert pair.there.get(uuid).state == "RUNNING"
+
+
+def test_data_that_are_changed_on_the_way_are_refused(pair: Pair) -> None:
+    uuid = start(pair.here, name="mover", shell=APP)
+
+    def spoil(message: Message, deliver: Any) -> Message:
+        if message.kind is Kind.CHUNK:
+            payload = message.payload[:-1] + bytes([message.payload[-1] ^ 1])
+            return deliver(_with(message, payload))
+        return deliver(message)
+
+    pair.wire.fault = spoil
+    with pytest.raises(NativertError, match="not those that were sent"):
+        pair.move(uuid)
+    assert pair.here.get(uuid).state == "RUNNING"
+    assert pair.there.list() == []
+    until(lambda: read(pair.here, uuid, "runs") == "run\nrun\n", what="the second run")
+
+
+def test_what_cannot_be_started_there_is_given_back(pair: Pair, tmp_path: Path) -> None:
+    shown = tmp_path / "shown"
+    shown.mkdir(mode=0o755)
+    program = shown / "program"
+    program.write_text("#!/bin/sh\nexec sleep 1000\n")
+    program.chmod(0o755)
+    mounts = [{"source": str(shown), "target": "/program"}]
+    uuid = start(pair.here, name="mover", binary="/program/program", native={"mounts": mounts})
+
+    def fail(message: Message, deliver: Any) -> Message:
+        if message.kind is Kind.COMMIT:
+            program.chmod(0o644)
+        answer = deliver(message)
+        program.chmod(0o755)
+        return answer
+
+    pair.wire.fault = fail
+    with pytest.raises(NativertError, match="cannot be started there"):
+        pair.move(uuid)
+    assert pair.here.get(uuid).state == "RUNNING"
+    assert pair.there.list() == []
+    pair.wire.fault = None
+    pair.move(uuid)
+    assert pair.there.get(uuid).state == "RUNNING"
+
+
+def _with(message: Message, payload: bytes) -> Message:
+    import msgspec
+
+    return msgspec.structs.replace(message, payload=payload)
