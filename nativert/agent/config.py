@@ -8,7 +8,9 @@ from __future__ import annotations
 import ipaddress
 import tomllib
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+import msgspec
 
 from nativert.errors import Code, DescriptorError, NativertError
 from nativert.fdu.decoding import Part, build
@@ -116,6 +118,23 @@ class Plugins(Part, frozen=True, kw_only=True):
     directory: str | None = None
 
 
+class Zenoh(Part, frozen=True, kw_only=True):
+    """Other nodes, and clients of fog05; endpoints as tcp/127.0.0.1:7447."""
+
+    listen: tuple[str, ...] = ("tcp/127.0.0.1:7447",)
+    connect: tuple[str, ...] = ()
+    # The interface on which other nodes are looked for; "auto" is all of them, "" none.
+    scouting: str = ""
+    status_interval_s: float = 10.0
+    # More keys of Zenoh's own configuration, such as "transport/link/tls".
+    options: dict[str, Any] = msgspec.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse what would keep a processor busy."""
+        if not 0.1 <= self.status_interval_s <= 3600:
+            raise DescriptorError("zenoh.status_interval_s", "must be between 0.1 and 3600")
+
+
 class Config(Part, frozen=True, kw_only=True):
     """The whole file."""
 
@@ -126,6 +145,7 @@ class Config(Part, frozen=True, kw_only=True):
     monitor: Monitor = Monitor()
     supervision: Supervision = Supervision()
     plugins: Plugins = Plugins()
+    zenoh: Zenoh | None = None
 
 
 def parse(data: bytes, *, source: str) -> Config:

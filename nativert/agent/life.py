@@ -39,7 +39,13 @@ def run(
         reporter = FanOut(LogReporter())
         node = held.enter_context(Node(context=context, reporter=reporter))
         directory = Path(accepted.plugins.directory or context.paths.etc / "plugins")
-        plugins = Plugins(node, reporter, directory)
+        network = None
+        if accepted.zenoh is not None:
+            # Zenoh is an extra of the package.
+            from nativert.agent.fog05.part import join
+
+            network = join(node, context, accepted)
+        plugins = Plugins(node, reporter, directory, network)
         held.callback(plugins.close)
         agent = Agent(node, context, plugins, reporter, source, accepted, stop_all=stop_all)
         asyncio.run(agent.run(began))
@@ -135,8 +141,9 @@ class Agent:
         except NativertError as e:
             LOGGER.error("not reloaded: %s", e)
             return
-        if (fresh.api, fresh.plugins) != (self._config.api, self._config.plugins):
-            LOGGER.warning("changes of api and plugins take effect with the next start")
+        before = (self._config.api, self._config.plugins, self._config.zenoh)
+        if (fresh.api, fresh.plugins, fresh.zenoh) != before:
+            LOGGER.warning("changes of api, plugins and zenoh take effect with the next start")
         logs.configure(fresh.log_level)
         self._sampler.interval_s = fresh.monitor.interval_s
         self._stop_all = self._asked_stop_all or fresh.stop_all

@@ -11,8 +11,9 @@ import contextlib
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 import zenoh
@@ -28,6 +29,8 @@ from nativert.plugin.zenoh_session import reason
 _GET_S: Final = 10.0
 _WORKERS: Final = 4
 _MOST_QUESTIONS: Final = 1024
+# How long an answer waits for what came before the question.
+_ORDER_S: Final = 1.0
 _STRING: Final = zenoh.Encoding.ZENOH_STRING
 _log = logging.getLogger(__name__)
 
@@ -42,17 +45,22 @@ class ZenohConnector:
     """Satisfies `Connector`.
 
     Values below *spaces* (selectors) are kept and served until they are deleted or the connector
-    is closed; a value elsewhere is told to those who listen now, and kept by nobody here.
+    is closed; a value elsewhere is told to those who listen now, and kept by nobody here. Below
+    *complete* everything that anybody has is kept here: others are not asked for it.
     """
 
-    def __init__(self, session: zenoh.Session, *, spaces: Iterable[str] = ()) -> None:
+    def __init__(
+        self, session: zenoh.Session, *, spaces: Iterable[str] = (), complete: Iterable[str] = ()
+    ) -> None:
         self._session = session
         self._spaces = tuple(spaces)
+        self._complete = tuple(complete)
         self._mutex = threading.Lock()
         self._kept: PathTree[Sample] = PathTree()
         self._evals: PathTree[Answer] = PathTree()
         self._asked: dict[zenoh.Query, tuple[str, ...]] = {}
-        self._questions: queue.SimpleQueue[zenoh.Query | None] = queue.SimpleQueue()
+        self._questions: queue.SimpleQueue[_Question | None] = queue.SimpleQueue()
+        self._ordered: tuple[_Listener, ...] = ()
         self._closed = False
         for _ in range(_WORKERS):
             threading.Thread(target=self._work, name="zenoh questions", daemon=True).start()
@@ -82,6 +90,8 @@ class ZenohConnector:
         """
         with self._mutex:
             found = dict(self._kept.find(selector))
+        if "*" not in selector and any(matches(space, selector) for space in self._complete):
+            return list(found.values())
         try:
             replies = self._session.get(
                 _key(selector),
@@ -148,23 +158,35 @@ class ZenohConnector:
                 self._kept.set(sample.path, sample)
             return True
 
-    def subscribe(self, selector: str, listener: Callable[[Sample], None]) -> Closing:
-        """Call *listener* for what comes from now on, in order, never two at once."""
-        arrived: queue.SimpleQueue[Sample | None] = queue.SimpleQueue()
+    def kept(self, path: str) -> Sample | None:
+        """Return what is kept here at *path*, asking nobody."""
+        with self._mutex:
+            return self._kept.get(path)
 
-        def deliver() -> None:
-            while (sample := arrived.get()) is not None:
-                try:
-                    listener(sample)
-                except Exception:  # noqa: BLE001 (told in the log)
-                    _log.exception("%s: a listener has failed", sample.path)
+    def subscribe(
+        self, selector: str, listener: Callable[[Sample], None], *, ordered: bool = False
+    ) -> Closing:
+        """Call *listener* for what comes from now on, in order, never two at once.
 
-        threading.Thread(target=deliver, name=f"listener {selector}", daemon=True).start()
-        took: Callback[zenoh.Sample] = Callback(
-            lambda sample: arrived.put(self._sample(sample)), indirect=False
-        )
-        return _Declared(self._declare(selector, self._session.declare_subscriber, took),
-                         lambda: arrived.put(None))  # fmt: skip
+        An *ordered* one has taken what came before a question when that is answered: whoever
+        puts and then asks sees what came of it. Such a listener must not ask itself.
+        """
+        heard = _Listener(selector, listener)
+
+        def took(sample: zenoh.Sample) -> None:
+            heard.put(self._sample(sample))
+
+        if ordered:
+            with self._mutex:
+                self._ordered = (*self._ordered, heard)
+
+        def close() -> None:
+            with self._mutex:
+                self._ordered = tuple(each for each in self._ordered if each is not heard)
+            heard.close()
+
+        callback = Callback(took, indirect=False)
+        return _Declared(self._declare(selector, self._session.declare_subscriber, callback), close)
 
     # -- questions -----------------------------------------------------------------------
 
@@ -186,6 +208,10 @@ class ZenohConnector:
 
     def ask(self, path: str, parameters: Mapping[str, str], *, timeout_s: float) -> Reply:
         """Return the first answer; NativertError NOT_FOUND where nobody answers, TIMEOUT."""
+        with self._mutex:
+            own = self._evals.get(path)
+        if own is not None:
+            return own(parameters)
         selector = zenoh.Selector(_key(path), texts.encode(parameters))
         late = False
         try:
@@ -244,8 +270,11 @@ class ZenohConnector:
     # -- what Zenoh brings ---------------------------------------------------------------
 
     def _queryable(self, selector: str) -> Any:
-        took = Callback(self._questions.put, indirect=False)
-        return self._declare(selector, self._session.declare_queryable, took)
+        def took(query: zenoh.Query) -> None:
+            self._questions.put(_Question(query, [(one, one.came) for one in self._ordered]))
+
+        callback = Callback(took, indirect=False)
+        return self._declare(selector, self._session.declare_queryable, callback)
 
     def _declare(self, selector: str, declare: Callable[..., Any], *more: Any) -> Any:
         try:
@@ -263,12 +292,15 @@ class ZenohConnector:
         return Sample(_path(str(sample.key_expr)), value, stamp)
 
     def _work(self) -> None:
-        while (query := self._questions.get()) is not None:
+        while (question := self._questions.get()) is not None:
+            deadline = time.monotonic() + _ORDER_S
+            for listener, count in question.after:
+                listener.wait(count, deadline)
             try:
-                self._take(query)
+                self._take(question.query)
             except zenoh.ZError as e:
-                _log.warning("%s: cannot answer: %s", query.key_expr, reason(e))
-            del query  # Zenoh takes a question that nobody holds for answered.
+                _log.warning("%s: cannot answer: %s", question.query.key_expr, reason(e))
+            del question  # Zenoh takes a question that nobody holds for answered.
 
     def _take(self, query: zenoh.Query) -> None:
         selector = str(query.key_expr)
@@ -318,6 +350,52 @@ class ZenohConnector:
                 query.reply(_key(path), data, encoding=_STRING, express=True)
             except zenoh.ZError as e:
                 _log.warning("%s: cannot answer: %s", path, reason(e))
+
+
+class _Listener:
+    """What comes for one listener, and a thread that brings it there."""
+
+    def __init__(self, selector: str, listener: Callable[[Sample], None]) -> None:
+        self._listener = listener
+        self._samples: queue.SimpleQueue[Sample | None] = queue.SimpleQueue()
+        self._changed = threading.Condition()
+        self._done = 0
+        self.came = 0
+        name = f"listener {selector}"
+        threading.Thread(target=self._deliver, name=name, daemon=True).start()
+
+    def put(self, sample: Sample) -> None:
+        with self._changed:
+            self.came += 1
+        self._samples.put(sample)
+
+    def wait(self, count: int, deadline: float) -> None:
+        """Wait until *count* samples have been taken, or the deadline."""
+        if self._done < count:
+            with self._changed:
+                self._changed.wait_for(
+                    lambda: self._done >= count, max(0.0, deadline - time.monotonic())
+                )
+
+    def close(self) -> None:
+        self._samples.put(None)
+
+    def _deliver(self) -> None:
+        while (sample := self._samples.get()) is not None:
+            try:
+                self._listener(sample)
+            except Exception:  # noqa: BLE001 (told in the log)
+                _log.exception("%s: a listener has failed", sample.path)
+            with self._changed:
+                self._done += 1
+                self._changed.notify_all()
+
+
+class _Question(NamedTuple):
+    """A question, and how many samples ordered listeners must have taken before its answer."""
+
+    query: zenoh.Query
+    after: list[tuple[_Listener, int]]
 
 
 class _Declared:

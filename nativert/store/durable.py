@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final, Unpack
 from nativert.errors import Code, DescriptorError, NativertError, UnknownInstanceError
 from nativert.store import allocation, rows
 from nativert.store.boot import boot_id
+from nativert.store.catalog import Catalog
 from nativert.store.moves import Fence, Fences, raise_fence
 from nativert.store.paths import Paths, check_uuid
 from nativert.store.rows import Changes, Event, Interface, Row
@@ -32,7 +33,7 @@ _INTERFACES: Final = (
 )
 
 
-class Store(Fences):
+class Store(Fences, Catalog):
     """The durable records of one node; any thread may call, one at a time goes on.
 
     Raises NativertError: STORE when the file is damaged, of a newer version, or the disk

@@ -21,6 +21,7 @@ _TABLES: Final = {
     "links": ("number", ("number", "instance", "interface", "position")),
     "counters": ("name", ("name", "value")),
     "moves": ("instance", ("instance", "epoch", "outcome", "peer", "changed_at")),
+    "catalog": ("path", ("path", "stamp", "value")),
     "events": ("seq", ("seq", "time", "instance", "name", "kind", "json")),
 }
 # What stands for the columns that a store of an older version does not have.

@@ -83,6 +83,7 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
         )
         """,
     ),
+    ("CREATE TABLE catalog (path TEXT PRIMARY KEY, stamp TEXT NOT NULL, value TEXT)",),
 )
 
 VERSION: Final = len(MIGRATIONS)

@@ -1,0 +1,1 @@
+"""The FDU part of the fog05 agent: its keys and functions over Zenoh."""
