@@ -32,7 +32,8 @@ ACTIONS: Final = ("kill", "stop", "enospc", "eio", "raise")
 _ERRNOS: Final = {"enospc": errno.ENOSPC, "eio": errno.EIO}
 
 _armed: dict[str, str] = {}
-_heard: list[Callable[[str], None]] = []
+# Told of every point that is passed.
+listeners: list[Callable[[str], None]] = []
 
 
 class UnexpectedError(Exception):
@@ -53,7 +54,7 @@ def arm(specification: str) -> None:
 
 def failpoint(name: str) -> None:
     """Fail here if the point *name* is armed, once: OSError, UnexpectedError, or a signal."""
-    for hear in _heard:
+    for hear in listeners:
         hear(name)
     if not _armed:
         return

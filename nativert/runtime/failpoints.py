@@ -6,7 +6,7 @@ How they are armed, and what they do: `nativert.launcher.failpoints`.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
@@ -25,7 +25,7 @@ __all__ = [
     "UnexpectedError",
     "arm",
     "failpoint",
-    "passed",
+    "passing",
 ]
 
 # Each is passed when the step that it names has been carried out, and nothing after it has.
@@ -102,14 +102,13 @@ def arm(specification: str) -> None:
 
 
 @contextmanager
-def passed() -> Iterator[list[str]]:
-    """Give the list that gets every point which this process passes in the block."""
-    found: list[str] = []
-    failpoints._heard.append(found.append)
+def passing(hear: Callable[[str], None]) -> Iterator[None]:
+    """Have *hear* called with every point that this process passes in the block."""
+    failpoints.listeners.append(hear)
     try:
-        yield found
+        yield
     finally:
-        failpoints._heard.remove(found.append)
+        failpoints.listeners.remove(hear)
 
 
 # What the environment arms is armed since the import; here its names are checked too.

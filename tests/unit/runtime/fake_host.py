@@ -127,6 +127,9 @@ class _Socket:
     def settimeout(self, _: float) -> None:
         pass
 
+    def shutdown(self, _: int) -> None:
+        pass
+
     def close(self) -> None:
         pass
 
