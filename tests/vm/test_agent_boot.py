@@ -15,12 +15,19 @@ from services import AGENT, SHUTDOWN, install, nativert, run, unit
 
 pytestmark = [pytest.mark.vm, pytest.mark.systemd, pytest.mark.timeout(600)]
 
-SIGNS = Path("/root/signs")
+# The names of the tests that have passed, over all boots: a reboot ends a session unjudged.
+PASSED = Path("/root/passed")
 # It leaves a sign that it was asked to end, and takes its time.
 POLITE = (
     "trap 'echo asked; sleep 1; echo asked > /data/sign; exit 0' TERM;"
     " echo up >> /data/starts; while sleep 0.1; do :; done"
 )
+
+
+def passed(name: str) -> None:
+    """Note that a test has come to its end, for the last boot."""
+    with PASSED.open("a") as file:
+        file.write(f"{name}\n")
 
 
 def states() -> dict[str, tuple[str, str | None]]:
@@ -53,11 +60,12 @@ def test_instances_run_when_the_host_is_rebooted() -> None:
         until(lambda name=name: (data_of(name) / "starts").exists(), what="it is up", pause_s=0.2)
     run(services.COMMAND, "stop", "stopped")
     run(services.COMMAND, "pause", "frozen")
+    passed("first")
     services.going_down()
 
 
 @pytest.mark.reboot(2)
-def test_each_was_asked_to_end_and_the_end_is_told(tmp_path: Path) -> None:
+def test_each_was_asked_to_end_and_the_end_is_told() -> None:
     until(
         lambda: unit(AGENT, "ActiveState")["ActiveState"] == "active",
         what="the agent serves",
@@ -70,6 +78,7 @@ def test_each_was_asked_to_end_and_the_end_is_told(tmp_path: Path) -> None:
     kinds = [event for event in nativert_events() if event["name"] == "again"]
     ends = [event["data"]["end"]["reason"] for event in kinds if event["kind"] == "ended"]
     assert ends == ["node-shutdown"]
+    passed("told")
 
 
 @pytest.mark.reboot(2)
@@ -81,6 +90,7 @@ def test_what_was_wanted_running_and_starts_by_itself_runs() -> None:
     assert (data_of("again") / "starts").read_text() == "up\nup\n"
     assert states()["stopped"][0] == "DEFINED"
     assert states()["once"][0] == "DEFINED"
+    passed("again")
 
 
 @pytest.mark.reboot(2)
@@ -90,11 +100,13 @@ def test_the_same_without_an_agent_at_the_end() -> None:
     assert states()["again"][0] == "RUNNING"
     (data_of("again") / "sign").unlink()
     assert unit(SHUTDOWN, "ActiveState")["ActiveState"] == "active"
+    passed("alone")
     services.going_down()
 
 
 @pytest.mark.reboot(3)
 def test_it_was_asked_to_end_all_the_same() -> None:
+    assert PASSED.read_text().split() == ["first", "told", "again", "alone"]
     sign = data_of("again") / "sign"
     assert sign.read_text() == "asked\n"
     until(
