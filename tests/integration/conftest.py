@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -73,6 +74,21 @@ def cli(root: Path, node: Node) -> Callable[..., subprocess.CompletedProcess[str
         )
 
     return run
+
+
+@pytest.fixture
+def tell(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """Writes a line that is seen also where the test passes."""
+    writer = request.config.get_terminal_writer()
+    return lambda line: writer.line(f"\n{line}")
+
+
+@pytest.fixture
+def seed(tell: Callable[[str], None]) -> int:
+    """What faults are chosen by: NATIVERT_FAULTS_SEED, or another each time, which is told."""
+    number = int(os.environ.get("NATIVERT_FAULTS_SEED") or random.randrange(1 << 32))
+    tell(f"NATIVERT_FAULTS_SEED={number}")
+    return number
 
 
 @pytest.fixture
