@@ -138,8 +138,8 @@ def address(node: Node, ref: str) -> str:
     return str(native["interfaces"][0]["address"])
 
 
-def tag_of(root: Path) -> str:
-    """Return the tag of the node under *root*, which must exist."""
+def tag_of(root: Path | None) -> str:
+    """Return the tag of the node under *root*, which must exist; None is the host's own."""
     return open_identity(Paths(root), Claims()).tag
 
 
