@@ -45,6 +45,7 @@ _COMMANDS = {
     "validate": "model:validate",
     "schema": "model:schema",
     "agent": "agent:agent",
+    "plugin": "plugin:plugin",
     "gc": "host:gc",
     "doctor": "host:doctor",
     "backup": "backup:backup",

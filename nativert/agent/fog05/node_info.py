@@ -18,9 +18,9 @@ _GB: Final = 1 << 30
 
 def info(node_id: str, name: str, directory: Path) -> dict[str, Any]:
     """Return what does not change while the machine runs."""
-    frequency = psutil.cpu_freq()
-    # psutil has none where the kernel does not tell.
-    mhz = float(frequency.max or frequency.current) if frequency else 0.0
+    # A virtual machine, or a kernel of arm64, may not tell.
+    clocks = [float(each.max or each.current) for each in psutil.cpu_freq(percpu=True)]
+    mhz = max(clocks, default=0.0)
     cpu = {"model": _model(), "frequency": mhz, "arch": platform.machine()}
     return {
         "uuid": node_id,

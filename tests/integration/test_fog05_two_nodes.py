@@ -1,0 +1,141 @@
+"""The unmodified FIMAPI against two agents that know each other; one of them dies and returns."""
+
+from __future__ import annotations
+
+import signal
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+import scale
+from agents import Agent, serving
+from fog05_clients import FIMAPI, client, config, descriptor, free_port, in_time
+from nodes import MakeNode, until
+
+from nativert.runtime.node import Node
+
+pytestmark = [pytest.mark.root, pytest.mark.netns]
+
+SLEEP = "echo here; sleep 1000"
+LONG = scale.seconds(20)
+
+
+class Pair:
+    """Two nodes with their agents, and a client at the first one."""
+
+    def __init__(self, tmp_path: Path, make_node: MakeNode) -> None:
+        self.ports = [free_port(), free_port()]
+        self.roots = [tmp_path / "a" / "node", tmp_path / "b" / "node"]
+        for root in self.roots:
+            root.parent.mkdir()
+        self.nodes: list[Node] = [make_node(root) for root in self.roots]
+        self.ids = [node.identity.id for node in self.nodes]
+        self.stack = ExitStack()
+        self.agents = [self.serve(0), self.serve(1)]
+
+    def serve(self, number: int) -> Agent:
+        own, other = self.ports[number], self.ports[1 - number]
+        return self.stack.enter_context(serving(self.roots[number], config=config(own, other)))
+
+    def api(self, number: int = 0) -> FIMAPI:
+        return self.stack.enter_context(client(self.ports[number]))
+
+
+@pytest.fixture
+def pair(tmp_path: Path, make_node: MakeNode) -> Iterator[Pair]:
+    one = Pair(tmp_path, make_node)
+    with one.stack:
+        yield one
+
+
+def sees(api: FIMAPI, *ids: str) -> Callable[[], bool]:
+    return lambda: sorted(in_time(api.node.list)) == sorted(ids)
+
+
+def test_an_fdu_is_defined_and_run_on_either_node(pair: Pair) -> None:
+    api = pair.api()
+    until(sees(api, *pair.ids), deadline_s=LONG, what="both nodes are seen")
+    fdu = in_time(lambda: api.fdu.onboard(descriptor(name="both", shell=SLEEP)))
+    found = {}
+    for number, node in enumerate(pair.nodes):
+        until(
+            lambda: in_time(lambda: pair.api(number).fdu.list()) == [fdu.get_uuid()],  # noqa: B023
+            deadline_s=LONG,
+            what="the catalog is everywhere",
+        )
+        record = in_time(lambda: api.fdu.define(fdu.get_uuid(), pair.ids[number]))  # noqa: B023
+        instance = found[pair.ids[number]] = record.get_uuid()
+        in_time(lambda: api.fdu.configure(instance))  # noqa: B023
+        in_time(lambda: api.fdu.start(instance))  # noqa: B023
+        assert node.get(instance).state == "RUNNING"
+        until(lambda: in_time(lambda: api.fdu.log(instance)) == "here\n", what="log")  # noqa: B023
+    listed = in_time(lambda: api.fdu.instance_list(fdu.get_uuid()))
+    assert listed == {node: [instance] for node, instance in found.items()}
+    assert sorted(in_time(lambda: api.fdu.get_nodes(fdu.get_uuid()))) == sorted(pair.ids)
+    for instance in found.values():
+        in_time(lambda: api.fdu.terminate(instance))  # noqa: B023
+    until(lambda: not any(node.list() for node in pair.nodes), deadline_s=LONG, what="gone")
+
+
+def test_scheduling_uses_the_nodes_that_can(pair: Pair) -> None:
+    api = pair.api()
+    until(sees(api, *pair.ids), deadline_s=LONG, what="both nodes are seen")
+    fdu = in_time(lambda: api.fdu.onboard(descriptor(shell=SLEEP)))
+    used = set()
+    for _ in range(40):
+        record = in_time(lambda: api.fdu.define(fdu.get_uuid()))
+        instance = record.get_uuid()
+        used.add(next(n for n in pair.nodes if instance in {r.instance for r in n.list()}))
+        if len(used) == 2:
+            break
+    assert len(used) == 2
+
+
+def test_a_node_that_was_away_gets_what_it_missed(pair: Pair) -> None:
+    api = pair.api()
+    until(sees(api, *pair.ids), deadline_s=LONG, what="both nodes are seen")
+    old = in_time(lambda: api.fdu.onboard(descriptor(name="old", shell=SLEEP))).get_uuid()
+    until(lambda: pair.api(1).fdu.list() == [old], deadline_s=LONG, what="it is on both")
+    record = in_time(lambda: api.fdu.define(old, pair.ids[1]))
+    instance = record.get_uuid()
+    in_time(lambda: api.fdu.configure(instance))
+    in_time(lambda: api.fdu.start(instance))
+    pid = pair.nodes[1].get(instance).pid
+
+    pair.agents[1].process.send_signal(signal.SIGKILL)
+    pair.agents[1].process.wait(LONG)
+    until(sees(api, pair.ids[0]), deadline_s=LONG, what="one node is gone")
+    new = in_time(lambda: api.fdu.onboard(descriptor(name="new", shell=SLEEP))).get_uuid()
+    in_time(lambda: api.fdu.offload(old))
+    until(lambda: in_time(api.fdu.list) == [new], deadline_s=LONG, what="the old one is gone")
+    image = str(uuid.uuid4())
+    told = {"uuid": image, "uri": "file:///x", "checksum": "", "format": "tar"}
+    in_time(lambda: api.image.add(told))
+
+    pair.serve(1)
+    until(sees(api, *pair.ids), deadline_s=LONG, what="it is back")
+    other = pair.api(1)
+    until(lambda: in_time(other.fdu.list) == [new], deadline_s=LONG, what="it has the same")
+    until(lambda: in_time(other.image.list) == [told], deadline_s=LONG, what="images too")
+    assert in_time(lambda: api.fdu.instance_info(instance)).get_status() == "RUN"
+    assert pair.nodes[1].get(instance).pid == pid
+    in_time(lambda: api.fdu.terminate(instance))
+    until(lambda: not pair.nodes[1].list(), deadline_s=LONG, what="it is gone")
+
+
+def test_a_node_alone_goes_on_when_the_other_is_frozen(pair: Pair) -> None:
+    api = pair.api()
+    until(sees(api, *pair.ids), deadline_s=LONG, what="both nodes are seen")
+    frozen = pair.agents[1].process
+    frozen.send_signal(signal.SIGSTOP)
+    try:
+        fdu = in_time(lambda: api.fdu.onboard(descriptor(shell=SLEEP)))
+        record = in_time(lambda: api.fdu.define(fdu.get_uuid(), pair.ids[0]))
+        assert pair.nodes[0].get(record.get_uuid()).state == "DEFINED"
+        until(sees(api, pair.ids[0]), deadline_s=LONG, what="the frozen one is gone")
+    finally:
+        frozen.send_signal(signal.SIGCONT)
+    until(sees(api, *pair.ids), deadline_s=LONG, what="it is back")
+    until(lambda: in_time(pair.api(1).fdu.list) == [fdu.get_uuid()], deadline_s=LONG, what="same")
