@@ -18,6 +18,7 @@ from nativert.fdu.decoding import Part, build
 _READ_LIMIT = 1 << 20
 _MIN_REQUESTS = 16
 _MIN_BODY_BYTES = 4096
+_WITH_TLS = ("tls/", "quic/")
 
 
 class Tcp(Part, frozen=True, kw_only=True):
@@ -118,6 +119,15 @@ class Plugins(Part, frozen=True, kw_only=True):
     directory: str | None = None
 
 
+def _is_loopback(endpoint: str) -> bool:
+    """Tell whether an endpoint as tcp/127.0.0.1:7447 is reached from this host only."""
+    host = endpoint.partition("/")[2].rpartition(":")[0].strip("[]")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
 class Zenoh(Part, frozen=True, kw_only=True):
     """Other nodes, and clients of fog05; endpoints as tcp/127.0.0.1:7447."""
 
@@ -125,14 +135,23 @@ class Zenoh(Part, frozen=True, kw_only=True):
     connect: tuple[str, ...] = ()
     # The interface on which other nodes are looked for; "auto" is all of them, "" none.
     scouting: str = ""
+    # Whether to listen on the network without TLS: who reaches it may do what root may.
+    insecure: bool = False
     status_interval_s: float = 10.0
     # More keys of Zenoh's own configuration, such as "transport/link/tls".
     options: dict[str, Any] = msgspec.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Refuse what would keep a processor busy."""
+        """Refuse a listener for everybody, and what would keep a processor busy."""
         if not 0.1 <= self.status_interval_s <= 3600:
             raise DescriptorError("zenoh.status_interval_s", "must be between 0.1 and 3600")
+        for endpoint in self.listen:
+            if not (self.insecure or endpoint.startswith(_WITH_TLS) or _is_loopback(endpoint)):
+                raise DescriptorError(
+                    "zenoh.listen",
+                    f"{endpoint}: without TLS only a loopback address may be listened on",
+                    hint="use tcp/127.0.0.1:PORT or tls/, or say insecure = true",
+                )
 
 
 class Config(Part, frozen=True, kw_only=True):

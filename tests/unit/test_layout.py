@@ -124,6 +124,7 @@ def pins(file: str) -> dict[str, str]:
         ("requirements-build.txt", PROJECT["build-system"]["requires"]),
         ("requirements.txt", PROJECT["project"]["dependencies"]),
         ("requirements-dev.txt", PROJECT["dependency-groups"]["dev"]),
+        ("requirements-fog05.txt", PROJECT["dependency-groups"]["fog05"]),
     ],
 )
 def test_the_pins_are_what_pyproject_asks_for(file: str, wanted: list[str]) -> None:

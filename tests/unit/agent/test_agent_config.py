@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from nativert.agent.config import Config, parse, read
+from nativert.agent.config import Config, Zenoh, parse, read
 from nativert.errors import Code, NativertError
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "config.toml"
@@ -39,6 +39,11 @@ def test_the_example_says_the_defaults() -> None:
         ('[api.tcp]\naddress = "host:1"', "is not IP:PORT"),
         ('[api.tcp]\naddress = "127.0.0.1:99999"', "is not IP:PORT"),
         ('[api.tcp]\naddress = "127.0.0.1:1"\nkey = "k"', "all three, or none"),
+        ('[zenoh]\nlisten = ["tcp/0.0.0.0:7447"]', "zenoh.listen: tcp/0.0.0.0:7447: without TLS"),
+        ('[zenoh]\nlisten = ["tcp/host:7447"]', "without TLS only a loopback"),
+        ('[zenoh]\nlisten = ["udp/[::]:7447"]', "without TLS only a loopback"),
+        ("[zenoh]\nstatus_interval_s = 0", "zenoh.status_interval_s: must be between"),
+        ("[zenoh]\nlock = 1", "zenoh.lock: is not a known field"),
         ('log_level = "loud"', "log_level"),
         ("a =", "c.toml: Invalid value"),
     ],
@@ -56,3 +61,23 @@ def test_an_address_of_the_network_needs_certificates() -> None:
     assert tcp is not None
     assert tcp.endpoint == ("::", 8420)
     assert tcp.tls
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'listen = ["tcp/127.0.0.1:1", "tcp/[::1]:1", "tls/0.0.0.0:1"]',
+        'insecure = true\nlisten = ["tcp/0.0.0.0:1"]',
+        "listen = []",
+        "",
+    ],
+)
+def test_where_a_node_may_listen(text: str) -> None:
+    assert parse(f"[zenoh]\n{text}".encode(), source="x").zenoh is not None
+
+
+def test_the_example_has_every_key_of_zenoh() -> None:
+    section = EXAMPLE.read_text().split("# [zenoh]")[1].split("\n\n")[0]
+    lines = ["[zenoh]", *(line.removeprefix("# ") for line in section.splitlines()[1:])]
+    assert parse("\n".join(lines).encode(), source="x").zenoh == Zenoh()
+    assert [name for name in Zenoh.__struct_fields__ if f"# {name} = " not in section] == []

@@ -1,0 +1,70 @@
+"""docs/fog05.md: its configuration, its program and its manifest, as they are shown."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import scale
+from agents import serving
+from fog05_agents import AgentDouble
+from fog05_clients import free_port
+from nodes import CLI
+
+from nativert.agent import config as configuration
+from nativert.agent.fog05.functions import FUNCTIONS
+from nativert.runtime.node import Node
+
+pytestmark = [pytest.mark.root, pytest.mark.netns]
+
+PAGE = (Path(__file__).parents[2] / "docs/fog05.md").read_text()
+
+
+def block(kind: str, port: int) -> str:
+    """Return the one block of a kind, with a port of the test's."""
+    (found,) = re.findall(rf"```{kind}\n(.*?)```", PAGE, re.DOTALL)
+    return str(found).replace("7447", str(port)).replace("x86_64", platform.machine())
+
+
+def test_the_program_of_the_page_prints_what_it_says(root: Path, node: Node) -> None:
+    port = free_port()
+    with serving(root, config=block("toml", port)):
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", block("python", port)],
+            capture_output=True,
+            text=True,
+            timeout=scale.seconds(30),
+        )
+    assert done.returncode == 0, done.stderr
+    printed = done.stdout.strip()
+    assert f"prints `{printed!s}`".replace("\n", "\\n") in PAGE
+    assert node.list() == []
+
+
+def test_the_manifest_of_the_page_registers(root: Path, node: Node, tmp_path: Path) -> None:
+    port = free_port()
+    shown = block("json", port)
+    path = tmp_path / "MANIFEST.json"
+    path.write_text(shown)
+    double = AgentDouble(port, json.loads(shown)["configuration"]["nodeid"])
+    environment = os.environ | {"NATIVERT_ROOT": str(root)}
+    process = subprocess.Popen([*CLI, "plugin", str(path)], env=environment)
+    try:
+        assert double.plugin()["uuid"] == json.loads(shown)["uuid"]
+    finally:
+        process.terminate()
+        assert process.wait(scale.seconds(20)) == 0
+        double.close()
+
+
+def test_the_page_has_every_key_and_function() -> None:
+    keys = configuration.Zenoh.__struct_fields__
+    assert [key for key in keys if f"| `{key}` |" not in PAGE] == []
+    assert [name for name in FUNCTIONS if name != "heartbeat" and f"`{name}`" not in PAGE] == []
+    assert configuration.parse(block("toml", 7447).encode(), source="page").zenoh is not None
