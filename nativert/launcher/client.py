@@ -6,10 +6,13 @@ reports come back as `ReportedError`; a peer that is gone as OSError or EOFError
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import select
+import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -116,6 +119,14 @@ class Channel:
             self.follows = False
         return True
 
+    def kill_peer(self) -> None:
+        """Kill who listens on the other side: it has not answered, and will not."""
+        pid, _, _ = struct.unpack(
+            "iII", self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+        )
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
     def close(self) -> None:
         """Close the connection."""
         self.sock.close()
@@ -184,9 +195,16 @@ class LauncherClient:
                 channel = Channel(self._run, protocol.LAUNCHER_SOCKET)
                 try:
                     channel.peer()
-                except BaseException:
+                except BaseException as e:
+                    if isinstance(e, TimeoutError):
+                        channel.kill_peer()
                     channel.close()
                     raise
+            except TimeoutError:
+                # It stands still. Inits go on without it, and nothing else would ever make room
+                # for another one.
+                deadline = time.monotonic() + _START_TIMEOUT_S
+                continue
             except (FileNotFoundError, ConnectionError, EOFError):
                 # None, or it left between our look and our word: each round tries both.
                 if time.monotonic() > deadline:
@@ -255,8 +273,10 @@ class LauncherClient:
             channel = self._take()
             try:
                 channel.call({"verb": "hello"})
-            except (EOFError, ConnectionError):
-                # Kept since an earlier use, and its launcher was killed meanwhile.
+            except (EOFError, ConnectionError, TimeoutError) as e:
+                # Kept since an earlier use, and its launcher was killed or stopped meanwhile.
+                if isinstance(e, TimeoutError):
+                    channel.kill_peer()
                 channel.close()
                 self.close()
                 continue

@@ -174,16 +174,21 @@ class Field:
         until(lambda: not self._launchers(), what="no launcher")
         command = self._command(case, ref, case.action)
         if case.action.startswith("stop"):
-            # The process that is to become the launcher may not be in its cgroup yet.
-            pid = until(
-                lambda: _stopped_launcher(self.root),
-                what=f"a stopped launcher: {self.log.read_text()}",
-                deadline_s=scale.seconds(20),
+            # Each launcher that the command starts in its turn stands still there.
+            until(
+                lambda: self._moved(case) and command.poll() is not None,
+                what=f"the command ends: {self.log.read_text()}",
+                deadline_s=scale.seconds(_DEADLINE_S),
             )
-            time.sleep(_STILL_S)
-            _signal(pid, signal.SIGCONT if case.action == "stop" else signal.SIGKILL)
         # Not the command that was killed: what it says counts.
         return _outcome(command)
+
+    def _moved(self, case: Case) -> bool:
+        pid = _stopped_launcher(self.root)
+        if pid is not None:
+            time.sleep(_STILL_S)
+            _signal(pid, signal.SIGCONT if case.action == "stop" else signal.SIGKILL)
+        return pid is None
 
     def _strike_agent(self, case: Case, operation: Operation, ref: str, held: ExitStack) -> Strike:
         env = {"NATIVERT_FAILPOINTS": f"{case.point}={_armed(case.action)}"}
