@@ -7,13 +7,12 @@ Zenoh's threads only put what they bring into queues.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import msgspec
 import zenoh
@@ -24,6 +23,7 @@ from nativert.plugin import parameters as texts
 from nativert.plugin.connector import Answer, Closing, Sample, matches
 from nativert.plugin.path_tree import PathTree
 from nativert.plugin.string_api import Reply, failure
+from nativert.plugin.zenoh_queues import Declared, Listener, Question
 from nativert.plugin.zenoh_session import reason
 
 _GET_S: Final = 10.0
@@ -59,12 +59,17 @@ class ZenohConnector:
         self._kept: PathTree[Sample] = PathTree()
         self._evals: PathTree[Answer] = PathTree()
         self._asked: dict[zenoh.Query, tuple[str, ...]] = {}
-        self._questions: queue.SimpleQueue[_Question | None] = queue.SimpleQueue()
-        self._ordered: tuple[_Listener, ...] = ()
+        self._questions: queue.SimpleQueue[Question | None] = queue.SimpleQueue()
+        self._ordered: tuple[Listener, ...] = ()
         self._closed = False
         for _ in range(_WORKERS):
             threading.Thread(target=self._work, name="zenoh questions", daemon=True).start()
         self._queryables = [self._queryable(space) for space in self._spaces]
+
+    @property
+    def session(self) -> zenoh.Session:
+        """The session, for what is neither a value nor a question in JSON."""
+        return self._session
 
     def close(self) -> None:
         """Tell those who wait for an answer that there is none, and leave the network."""
@@ -171,7 +176,7 @@ class ZenohConnector:
         An *ordered* one has taken what came before a question when that is answered: whoever
         puts and then asks sees what came of it. Such a listener must not ask itself.
         """
-        heard = _Listener(selector, listener)
+        heard = Listener(selector, listener)
 
         def took(sample: zenoh.Sample) -> None:
             heard.put(self._sample(sample))
@@ -186,7 +191,7 @@ class ZenohConnector:
             heard.close()
 
         callback = Callback(took, indirect=False)
-        return _Declared(self._declare(selector, self._session.declare_subscriber, callback), close)
+        return Declared(self._declare(selector, self._session.declare_subscriber, callback), close)
 
     # -- questions -----------------------------------------------------------------------
 
@@ -204,7 +209,7 @@ class ZenohConnector:
                 if self._evals.get(path) is answer:
                     self._evals.pop(path)
 
-        return _Declared(own, close)
+        return Declared(own, close)
 
     def ask(self, path: str, parameters: Mapping[str, str], *, timeout_s: float) -> Reply:
         """Return the first answer; NativertError NOT_FOUND where nobody answers, TIMEOUT."""
@@ -237,7 +242,7 @@ class ZenohConnector:
     def liveliness(self, path: str) -> Closing:
         """Tell that *path* is alive until closed, or until this process ends."""
         token = self._declare(path, lambda key: self._session.liveliness().declare_token(key))
-        return _Declared(token, lambda: None)
+        return Declared(token, lambda: None)
 
     def alive(self, selector: str) -> list[str]:
         """Return the paths that are alive."""
@@ -265,13 +270,13 @@ class ZenohConnector:
         declare = self._session.liveliness().declare_subscriber
         callback = Callback(took, indirect=False)
         declared = self._declare(selector, lambda key: declare(key, callback, history=True))
-        return _Declared(declared, lambda: arrived.put(None))
+        return Declared(declared, lambda: arrived.put(None))
 
     # -- what Zenoh brings ---------------------------------------------------------------
 
     def _queryable(self, selector: str) -> Any:
         def took(query: zenoh.Query) -> None:
-            self._questions.put(_Question(query, [(one, one.came) for one in self._ordered]))
+            self._questions.put(Question(query, [(one, one.came) for one in self._ordered]))
 
         callback = Callback(took, indirect=False)
         return self._declare(selector, self._session.declare_queryable, callback)
@@ -350,70 +355,6 @@ class ZenohConnector:
                 query.reply(_key(path), data, encoding=_STRING, express=True)
             except zenoh.ZError as e:
                 _log.warning("%s: cannot answer: %s", path, reason(e))
-
-
-class _Listener:
-    """What comes for one listener, and a thread that brings it there."""
-
-    def __init__(self, selector: str, listener: Callable[[Sample], None]) -> None:
-        self._listener = listener
-        self._samples: queue.SimpleQueue[Sample | None] = queue.SimpleQueue()
-        self._changed = threading.Condition()
-        self._done = 0
-        self.came = 0
-        name = f"listener {selector}"
-        threading.Thread(target=self._deliver, name=name, daemon=True).start()
-
-    def put(self, sample: Sample) -> None:
-        with self._changed:
-            self.came += 1
-        self._samples.put(sample)
-
-    def wait(self, count: int, deadline: float) -> None:
-        """Wait until *count* samples have been taken, or the deadline."""
-        if self._done < count:
-            with self._changed:
-                self._changed.wait_for(
-                    lambda: self._done >= count, max(0.0, deadline - time.monotonic())
-                )
-
-    def close(self) -> None:
-        self._samples.put(None)
-
-    def _deliver(self) -> None:
-        while (sample := self._samples.get()) is not None:
-            try:
-                self._listener(sample)
-            except Exception:  # noqa: BLE001 (told in the log)
-                _log.exception("%s: a listener has failed", sample.path)
-            with self._changed:
-                self._done += 1
-                self._changed.notify_all()
-
-
-class _Question(NamedTuple):
-    """A question, and how many samples ordered listeners must have taken before its answer."""
-
-    query: zenoh.Query
-    after: list[tuple[_Listener, int]]
-
-
-class _Declared:
-    """Something of Zenoh's that is taken back when closed, and what is to be done then."""
-
-    def __init__(self, declared: Any, then: Callable[[], None]) -> None:
-        self._declared = declared
-        self._then = then
-        self._closed = False
-
-    def close(self) -> None:
-        if not self._closed:
-            self._closed = True
-            if self._declared is not None:
-                # The session may be closed by now, and everything with it.
-                with contextlib.suppress(zenoh.ZError):
-                    self._declared.undeclare()
-            self._then()
 
 
 def _answer(path: str, data: bytes) -> Reply:
