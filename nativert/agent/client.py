@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Concatenate, ParamSpec, Self, TypeVar
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 from urllib.parse import quote, urlencode
 
 import msgspec
@@ -134,6 +134,10 @@ class Client:
         """Change limits of the running application; keys are the fields of `Limits`."""
         asked = {"limits": dict(change), "force": force}
         return self._wire.ask("POST", f"{_one(ref)}/scale", Instance, asked)
+
+    def migrate(self, ref: str, peer: str) -> dict[str, Any]:
+        """Move the running instance to the node *peer*; return what that says of it."""
+        return self._wire.ask("POST", f"{_one(ref)}/migrate", dict[str, Any], {"node": peer})
 
     @_or_alone
     def undefine(self, ref: str) -> None:

@@ -31,6 +31,7 @@ _COMMANDS = {
     "pause": "lifecycle:pause",
     "resume": "lifecycle:resume",
     "scale": "scale:scale",
+    "migrate": "migrate:migrate",
     "clean": "lifecycle:clean",
     "undefine": "lifecycle:undefine",
     "rm": "lifecycle:rm",

@@ -148,8 +148,8 @@ TRANSITIONS: Final = MappingProxyType(
     {(source, row.action): row for row in TABLE for source in row.sources}
 )
 
-# A refusal must not send its reader to something that cannot be asked for on this node.
-_NOT_OFFERED: Final = frozenset({Operation.MIGRATE, Operation.LAND})
+# It is another node that asks for it.
+_NOT_OFFERED: Final = frozenset({Operation.LAND})
 
 
 def next_state(state: State, action: Action) -> State:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
 from nativert.errors import Code, DescriptorError, NativertError, UnknownInstanceError
 from nativert.fdu.states import State
@@ -31,6 +31,9 @@ _LOOK_S: Final = 1.0
 _WAIT_S: Final = 60.0
 _KILL_S: Final = 20.0
 _SIGKILL: Final = 9
+# How soon the source must have begun to bring an instance.
+_LAND_S: Final = 20.0
+_LAND_LOOK_S: Final = 0.1
 
 
 class NativePlugin:
@@ -216,13 +219,33 @@ class NativePlugin:
         change = requests.change_of(record, self._known(str(record.get("fdu_id"))))
         self._runtime.scale(instance_uuid, change)
 
-    def migrate_fdu(self, instance_uuid: str) -> NoReturn:
-        """Refuse: NativertError, the instance stays as it is."""
-        raise NativertError(
-            f"{instance_uuid}: cannot migrate: this node moves no instances to others",
-            code=Code.FAILED,
-            hint="define it on the other node, and stop it here",
-        )
+    def migrate_fdu(self, instance_uuid: str, destination: str = "") -> None:
+        """Move the instance to another node, whose id is *destination*."""
+        if not destination:
+            raise DescriptorError("migration_properties.destination", "names no node")
+        self._runtime.migrate(instance_uuid, destination)
+
+    def land_fdu(self, instance_uuid: str, source: str) -> None:
+        """Wait until an instance that another node moves here runs; NativertError."""
+        if source == self.node:
+            raise NativertError(
+                f"{instance_uuid}: cannot migrate: it is on that node", code=Code.MIGRATE
+            )
+        came, deadline = False, time.monotonic() + _LAND_S
+        while True:
+            try:
+                if self._runtime.get(instance_uuid).state == State.RUNNING.value:
+                    return
+                came = True
+            except UnknownInstanceError:
+                if came or time.monotonic() > deadline:
+                    raise NativertError(
+                        f"{instance_uuid}: node {source or '?'} has not brought it here",
+                        code=Code.MIGRATE,
+                        hint="see what the source says of it",
+                    ) from None
+            if self._stopped.wait(_LAND_LOOK_S):
+                return
 
     def update_fdu_status(self, fdu_uuid: str, instance_uuid: str, status: str) -> None:
         """Publish a status in the instance's record."""
@@ -264,7 +287,8 @@ class NativePlugin:
                 accepted = ", ".join(requests.DONE_IN)
                 raise DescriptorError("status", f"{wanted[:80]!r} asks for nothing: {accepted} do")
             if wanted in _MOVE_CODES:
-                self.migrate_fdu(key.instance)
+                self._move(wanted, key.instance, record)
+                return
             if self._done(wanted, key):
                 self._settled(*key)
                 return
@@ -279,6 +303,14 @@ class NativePlugin:
                 self.write_fdu_error(key.fdu, key.instance, code, str(e))
         except OSError as e:
             self.write_fdu_error(key.fdu, key.instance, Code.FAILED.fog05, str(e))
+
+    def _move(self, wanted: str, instance: str, record: dict[str, Any]) -> None:
+        between = record.get("migration_properties")
+        between = between if isinstance(between, dict) else {}
+        if wanted == "LAND":
+            self.land_fdu(instance, str(between.get("source") or ""))
+        else:
+            self.migrate_fdu(instance, str(between.get("destination") or ""))
 
     def _call(self, wanted: str, instance: str, record: dict[str, Any]) -> None:
         if wanted == "DEFINE":

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 from nativert.fdu.descriptor import Descriptor
 from nativert.runtime.protocols import Progress
@@ -83,6 +83,10 @@ class Facade(Protocol):
 
     def scale(self, ref: str, change: Mapping[str, object], *, force: bool = False) -> Instance:
         """Change limits of the running application; keys are the fields of `Limits`."""
+        ...
+
+    def migrate(self, ref: str, peer: str) -> dict[str, Any]:
+        """Move the running instance to the node *peer*; return what that says of it."""
         ...
 
     def undefine(self, ref: str) -> None:

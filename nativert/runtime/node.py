@@ -34,7 +34,7 @@ from nativert.runtime.execute import ExecSession
 from nativert.runtime.failpoints import failpoint
 from nativert.runtime.hold import Holds
 from nativert.runtime.observe import Observed, observe, settle
-from nativert.runtime.protocols import NetworkManager, Os, Progress, Reporter
+from nativert.runtime.protocols import Moving, NetworkManager, Os, Progress, Reporter
 from nativert.runtime.questions import Questions
 from nativert.runtime.supervision import acts
 from nativert.runtime.views import Instance
@@ -71,6 +71,11 @@ class Node(Questions):
         super().__init__(context or Context(root, here=here, os=os, network=network))
         self._holds = Holds(self._context)
         self._reporter = reporter
+        self._moving: Moving | None = None
+
+    def carry(self, moving: Moving | None) -> None:
+        """Have somebody reach other nodes from now on, or nobody any more."""
+        self._moving = moving
 
     def close(self) -> None:
         """Finish what goes on in the background; instances go on."""
@@ -182,6 +187,19 @@ class Node(Questions):
             Operation.SCALE,
             lambda seen: scales.scale(self._context, seen, change, force=force),
         )
+
+    def migrate(self, ref: str, peer: str) -> dict[str, Any]:
+        """Move the running instance to the node *peer*; return what that says of it.
+
+        NativertError: it stays here and runs, unless the code is TIMEOUT after the commit.
+        """
+        if self._moving is None:
+            raise NativertError(
+                f"{ref}: cannot migrate: nobody here reaches other nodes",
+                code=Code.NO_AGENT,
+                hint="start `nativert agent` with a [zenoh] section in its configuration",
+            )
+        return self._moving.migrate(ref, peer)
 
     def undefine(self, ref: str) -> None:
         """Forget the instance: nothing of it is left."""

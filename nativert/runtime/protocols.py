@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 # Called with the bytes received so far and the whole length, None where the server does not say.
 Progress = Callable[[int, int | None], None]
@@ -200,4 +200,12 @@ class Supervision(Protocol):
 
     def health(self, uuid: str) -> dict[str, object] | None:
         """Return status, failures and the last words of the checks; None without checks."""
+        ...
+
+
+class Moving(Protocol):
+    """Somebody who reaches other nodes: the agent of a node in a network."""
+
+    def migrate(self, ref: str, peer: str, *, progress: Progress | None = None) -> dict[str, Any]:
+        """Move an instance to the node *peer*; return what that says of it."""
         ...

@@ -97,8 +97,8 @@ class Wire:
 class Served:
     """Answers for one node until it is closed."""
 
-    def __init__(self, node: Node) -> None:
-        self._answer = Destination(node).answer
+    def __init__(self, node: Node, destination: Destination | None = None) -> None:
+        self._answer = (destination or Destination(node)).answer
         path = socket_of(node.paths.root or Path("/"))
         with suppress(FileNotFoundError):
             os.unlink(path)
@@ -125,7 +125,7 @@ class Served:
             with peer, suppress(EOFError, ConnectionError):
                 try:
                     answer = self._answer(messages.decode(_receive(peer)))
-                except (NativertError, OSError) as e:
+                except Exception as e:
                     self.failures.append(e)
                     continue
                 _send(peer, b"" if answer is None else messages.encode(answer))

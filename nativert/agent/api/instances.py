@@ -13,7 +13,15 @@ from aiohttp import web
 from nativert.agent import faults
 from nativert.agent.api.answers import CORE, NDJSON, Stream, body, gone, ok, query
 from nativert.agent.api.core import Core
-from nativert.agent.api.messages import Defined, Environment, Kill, Removal, Scale, Wait
+from nativert.agent.api.messages import (
+    Defined,
+    Destination,
+    Environment,
+    Kill,
+    Removal,
+    Scale,
+    Wait,
+)
 from nativert.errors import Code, NativertError
 from nativert.fdu import descriptor as descriptors
 from nativert.runtime.views import Instance
@@ -142,6 +150,19 @@ async def scale(request: web.Request) -> web.Response:
     asked = await body(request, Scale)
     node = request.app[CORE].node
     return await _operated(request, lambda ref: node.scale(ref, asked.limits, force=asked.force))
+
+
+async def migrate(request: web.Request) -> web.Response:
+    """Move it to another node."""
+    asked = await body(request, Destination)
+    core = request.app[CORE]
+    told = await core.operate(
+        request.match_info["ref"],
+        lambda ref: core.node.migrate(ref, asked.node),
+        slow=True,
+        wanted=lambda: not gone(request),
+    )
+    return ok(told)
 
 
 async def clean(request: web.Request) -> web.Response:

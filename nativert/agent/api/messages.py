@@ -31,6 +31,22 @@ class Scale(Message, frozen=True, kw_only=True):
     force: bool = False
 
 
+class Destination(Message, frozen=True, kw_only=True):
+    """The id or name of another node."""
+
+    node: Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
+
+
+class Landed(msgspec.Struct, frozen=True, kw_only=True):
+    """Where an instance is now; `addresses` by interface."""
+
+    instance: str
+    name: str
+    state: str
+    node: str
+    addresses: dict[str, str]
+
+
 class Kill(Message, frozen=True, kw_only=True):
     """The number of a signal; see signal(7)."""
 

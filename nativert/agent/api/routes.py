@@ -12,12 +12,14 @@ from nativert.agent.api import instances, questions, sessions, streams
 from nativert.agent.api.messages import (
     Cursor,
     Defined,
+    Destination,
     Environment,
     EventsQuery,
     Follow,
     Gc,
     Health,
     Kill,
+    Landed,
     Removal,
     Scale,
     State,
@@ -97,6 +99,11 @@ ROUTES: tuple[Route, ...] = (
     Route(
         "POST", f"{_ONE}/scale", "scale", "Change the limits of the running application.",
         instances.scale, answer=Instance, body=Scale,
+    ),
+    Route(
+        "POST", f"{_ONE}/migrate", "migrate",
+        "Move the running instance to another node, with its data.",
+        instances.migrate, answer=Landed, body=Destination,
     ),
     Route(
         "POST", f"{_ONE}/clean", "clean", "Remove all that configure has made.",

@@ -18,6 +18,7 @@ from nativert.agent.fog05.functions import Functions
 from nativert.agent.fog05.hypervisors import Hypervisors
 from nativert.agent.fog05.records import Records
 from nativert.agent.logs import LOGGER
+from nativert.agent.moves import Moves
 from nativert.errors import NativertError
 from nativert.fdu.descriptor import ComputationRequirements
 from nativert.plugin import agent_api, keys
@@ -129,6 +130,7 @@ class Fog05:
         self._tell_status()
         threading.Thread(target=self._watch, name="node status", daemon=True).start()
         self._open.callback(self.connector.liveliness(paths.alive(self._id)).close)
+        self._open.callback(Moves(self._node, self.connector).close)
         self._answer(READY, lambda _: {"result": self._id})
         LOGGER.info("node %s is on the network as %s", name, self._id)
 

@@ -6,6 +6,7 @@ the next one, and one that comes twice changes nothing.
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -27,6 +28,7 @@ from nativert.store.moves import Fence, Move, Outcome, Phase
 
 if TYPE_CHECKING:
     from nativert.runtime.node import Node
+    from nativert.store.locks import InstanceLock
 
 _ROOM: Final = 2  # times the data: as they came, and unpacked
 
@@ -48,6 +50,7 @@ class Destination:
     def __init__(self, node: Node) -> None:
         self._node = node
         self._context: Context = node.context
+        self._heard: dict[str, float] = {}
 
     def answer(self, message: Message) -> Message | None:
         """Return the answer to *message*; None where nothing can be said yet."""
@@ -57,34 +60,43 @@ class Destination:
         if not lock.try_acquire():
             return None  # The message before it, or its repetition, is at work.
         try:
+            self.heard(message.instance)
             return self._answer(message)
         finally:
-            if self._row(message.instance) is None:
-                lock.forget()
-            else:
-                lock.release()
+            self._leave(message.instance, lock)
 
-    def hear(self, uuid: str, said: Message | None, *, silent: bool) -> None:
-        """Act on what the source has answered to INQUIRE; *silent* where it did not for long."""
-        if said is not None and said.kind in (Kind.COMMIT, Kind.ABORT):
-            self.answer(said)
-            return
-        if not silent:
-            return
+    def heard(self, uuid: str) -> None:
+        """Note that the source of *uuid* is there."""
+        self._heard[uuid] = time.monotonic()
+
+    def silent_s(self, uuid: str) -> float:
+        """Return the seconds since the source was heard of, or since this was asked first."""
+        now = time.monotonic()
+        return now - self._heard.setdefault(uuid, now)
+
+    def give_up(self, uuid: str) -> None:
+        """Abandon what was prepared for a source that is silent for too long.
+
+        What was confirmed stays: it is the source's to decide, however long that takes.
+        """
         lock = self._context.lock(uuid)
         if not lock.try_acquire():
             return
         try:
             row = self._row(uuid)
             move = None if row is None else moves.decode(row.moving)
-            # What was confirmed is the source's to decide, however long that takes.
             if row is not None and move is not None and move.phase is Phase.LANDING:
                 settling.abandon(self._context, row, "its source was silent for too long")
+                self._node.report(row, State.UNDEFINED)
         finally:
-            if self._row(uuid) is None:
-                lock.forget()
-            else:
-                lock.release()
+            self._leave(uuid, lock)
+
+    def _leave(self, uuid: str, lock: InstanceLock) -> None:
+        if self._row(uuid) is None:
+            self._heard.pop(uuid, None)
+            lock.forget()
+        else:
+            lock.release()
 
     def _row(self, uuid: str) -> Row | None:
         try:
@@ -231,6 +243,8 @@ class Destination:
         failpoint("land.configured")
         data = edges.encode({"state": State.LANDING.value, "peer": message.sender})
         context.store.note(row.uuid, "landing", data, told=State.LANDING.value)
+        # An agent of fog05 takes questions to the instance from CONFIGURE on.
+        self._node.report(row, State.CONFIGURED)
         self._node.report(row, State.LANDING)
         return row
 
@@ -291,9 +305,13 @@ class Destination:
             return {}
         addresses = {interface.name: interface.address for interface in row.interfaces}
         state = settle_here(self._context, row).state if row.moving is None else None
-        return {"node": self._context.name, "addresses": addresses} | (
-            {} if state is None else {"state": state.value}
-        )
+        told = {
+            "instance": row.uuid,
+            "name": row.name,
+            "node": self._context.name,
+            "addresses": addresses,
+        }
+        return told if state is None else told | {"state": state.value}
 
     def _say(self, asked: Message, kind: Kind, body: dict[str, Any] | None = None) -> Message:
         return Message(

@@ -94,7 +94,7 @@ def test_every_state_can_be_reached_and_left() -> None:
         (State.UNDEFINED, ("define",)),
         (State.DEFINED, ("undefine", "configure")),
         (State.CONFIGURED, ("clean", "run")),
-        (State.RUNNING, ("stop", "pause", "scale")),
+        (State.RUNNING, ("stop", "pause", "scale", "migrate")),
         (State.PAUSED, ("resume",)),
         (State.SCALING, ()),
     ],

@@ -150,9 +150,11 @@ def test_a_plugin_that_misses_another_says_so(around: Surroundings) -> None:
     one.plugin.stop_runtime()
 
 
-def test_moving_an_instance_is_refused_with_a_reason(around: Surroundings) -> None:
+def test_moving_an_instance_from_or_to_nowhere_is_refused(around: Surroundings) -> None:
     (one,) = loading.load(None, around, factories=FACTORIES)
     assert isinstance(one.plugin, NativePlugin)
-    with pytest.raises(NativertError, match="moves no instances") as e:
+    with pytest.raises(NativertError, match="names no node"):
         one.plugin.migrate_fdu(UUID)
-    assert e.value.code is Code.FAILED
+    with pytest.raises(NativertError, match="it is on that node") as e:
+        one.plugin.land_fdu(UUID, around.node_id)
+    assert e.value.code is Code.MIGRATE
