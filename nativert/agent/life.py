@@ -21,6 +21,7 @@ from nativert.agent.notify import notify, watchdog_period_s
 from nativert.agent.plugins import Plugins
 from nativert.agent.reporting import FanOut, LogReporter
 from nativert.errors import NativertError
+from nativert.plugin import zenoh_package
 from nativert.runtime.context import Context
 from nativert.runtime.node import Node
 from nativert.runtime.supervision.supervisor import Supervisor
@@ -41,7 +42,7 @@ def run(
         directory = Path(accepted.plugins.directory or context.paths.etc / "plugins")
         network = None
         if accepted.zenoh is not None:
-            # Zenoh is an extra of the package.
+            zenoh_package.require()
             from nativert.agent.fog05.part import join
 
             network = join(node, context, accepted)

@@ -15,7 +15,7 @@ from nativert.agent import logs
 from nativert.agent.logs import LOGGER
 from nativert.agent.reporting import FanOut, LogReporter
 from nativert.errors import Code, DescriptorError, NativertError
-from nativert.plugin import keys, manifest
+from nativert.plugin import keys, manifest, zenoh_package
 from nativert.plugin.connector import Connector
 from nativert.plugin.manifest import Manifest
 from nativert.plugin.runtime_plugin import NativePlugin
@@ -38,6 +38,7 @@ def serve(root: Path | None, source: Path, *, here: bool = False) -> None:
         raise NativertError(
             "the plugin needs root", code=Code.PERMISSION, hint="run it as root or with sudo"
         )
+    zenoh_package.require()
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())

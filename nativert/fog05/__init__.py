@@ -9,10 +9,15 @@ from __future__ import annotations
 import sys
 
 from nativert.errors import Code, NativertError
+from nativert.plugin import zenoh_package
 
 
 def install() -> None:
-    """Have ``import yaks`` find the stand-in; NativertError if another one is imported already."""
+    """Have ``import yaks`` find the stand-in.
+
+    NativertError: FAILED if another one is imported already, REQUIREMENTS without Zenoh.
+    """
+    zenoh_package.require()
     from nativert.fog05 import yaks
 
     present = sys.modules.setdefault("yaks", yaks)

@@ -10,16 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from nativert.errors import Code, NativertError
+import zenoh
 
-try:
-    import zenoh
-except ModuleNotFoundError:
-    raise NativertError(
-        "zenoh: the package eclipse-zenoh is not installed",
-        code=Code.REQUIREMENTS,
-        hint="install nativert with the extra `zenoh`",
-    ) from None
+from nativert.errors import Code, NativertError
 
 
 @dataclass(frozen=True, slots=True)

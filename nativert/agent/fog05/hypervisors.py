@@ -6,7 +6,7 @@ from typing import Final
 
 from nativert.errors import Code, DescriptorError, NativertError
 from nativert.plugin import keys, manifest
-from nativert.plugin.connector import Connector
+from nativert.plugin.zenoh_connector import ZenohConnector
 
 _PLUGINS: Final = {
     "BARE": "native",
@@ -24,7 +24,7 @@ _PLUGINS: Final = {
 class Hypervisors:
     """The runtime plugins of one node, as their manifests tell."""
 
-    def __init__(self, connector: Connector, node_id: str) -> None:
+    def __init__(self, connector: ZenohConnector, node_id: str) -> None:
         self._connector = connector
         self._node_id = node_id
         self._found: dict[str, str] = {}
@@ -36,7 +36,8 @@ class Hypervisors:
             expected = ", ".join(_PLUGINS)
             raise DescriptorError("hypervisor", f"is {hypervisor[:80]!r}: expected {expected}")
         known = self._found.get(name)
-        if known is not None and self._connector.get(keys.plugin(self._node_id, known)):
+        # One of this process is known without asking others, who may be slow to answer.
+        if known is not None and self._connector.kept(keys.plugin(self._node_id, known)):
             return known
         for sample in self._connector.get(keys.plugin(self._node_id, "*")):
             try:

@@ -108,6 +108,21 @@ def test_a_listener_hears_puts_and_deletions_in_order(pair: Pair) -> None:
     subscription.close()
 
 
+def test_who_puts_and_then_asks_sees_what_came_of_it(pair: Pair) -> None:
+    one, two = pair
+
+    def slow(sample: Sample) -> None:
+        time.sleep(0.02)
+        one.put("/one/answer", sample.value or b"")
+
+    subscription = one.subscribe("/elsewhere/request", slow, ordered=True)
+    until(lambda: two.put("/elsewhere/request", b"0") or two.get("/one/answer"), "it is heard")
+    for number in range(1, 20):
+        two.put("/elsewhere/request", str(number).encode())
+        assert [s.value for s in two.get("/one/answer")] == [str(number).encode()]
+    subscription.close()
+
+
 def test_of_two_values_at_one_path_the_newer_is_got(pair: Pair) -> None:
     one, two = pair
     one.put("/one/x", b"old")
