@@ -324,7 +324,10 @@ class LauncherClient:
         self.close()
         try:
             with Channel(self._run, protocol.LAUNCHER_SOCKET, timeout_s=5.0) as channel:
-                channel.call({"verb": "leave"})
+                try:
+                    channel.call({"verb": "leave"})
+                except TimeoutError:
+                    channel.kill_peer()  # It stands still; inits would go on without it.
         except (FileNotFoundError, ConnectionError, EOFError):
             return True
         except ReportedError:

@@ -48,6 +48,16 @@ def test_a_launcher_that_stands_still_makes_room_for_another(
         assert lives(pid, began)
 
 
+def test_a_launcher_that_stands_still_is_collected(make_node: MakeNode, root: Path) -> None:
+    node = make_node()
+    node.configure(node.define(make_descriptor(shell="true")).instance)
+    stopped = launcher_of(root)
+    os.kill(stopped, signal.SIGSTOP)
+    node.remove("app", force=True)
+    assert all(leftover.removed for leftover in node.gc())
+    assert node.gc() == []
+
+
 def test_an_agent_that_stands_still_answers_when_it_goes_on(
     make_node: MakeNode, root: Path
 ) -> None:
