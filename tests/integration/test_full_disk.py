@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from agents import serving
+from invariants import i5_edges, records
 from nodes import make_descriptor, run_inside, start, until, until_logged
 from refusal import assert_nothing_of, image_of, refused, tar_with
 
@@ -86,3 +88,32 @@ def test_instances_are_stopped_and_removed_on_a_full_disk(
             done = cli(*arguments)
             assert done.returncode == 0, (arguments, done.stderr)
         assert cli("ps", "-a", "-o", "json").stdout.strip() == "[]"
+
+
+def test_an_agent_goes_on_on_a_full_disk(
+    full_disk: Callable[[], AbstractContextManager[None]], node: Node, root: Path
+) -> None:
+    for name in ("one", "two"):
+        start(node, name=name, shell=SLEEP)
+    node.context.store.flush()
+    before = records(root)
+    cursor = node.latest_event()
+    with serving(root) as agent, agent.client() as client:
+        with full_disk():
+            with refused(Code.STORE, "space"):
+                client.define(make_descriptor(name="more", shell=SLEEP))
+            assert client.pause("one").state == "PAUSED"
+            assert client.resume("one").state == "RUNNING"
+            assert client.stop("one").state == "CONFIGURED"
+            client.remove("two", force=True)
+            assert [row.name for row in client.list()] == ["one"]
+            assert agent.ask("GET", "/healthz")[0] == 200
+        kept = records(root)
+        assert list(kept) == [client.get("one").instance]
+        assert kept.items() <= before.items()
+        # With room again it goes on, and what waited for it is told.
+        assert client.run("one").state == "RUNNING"
+        until(lambda: "started" in [event.kind for event in client.events(cursor)])
+        one = [event for event in client.events(cursor) if event.name == "one"]
+        assert i5_edges(one, state="RUNNING") == []
+        assert client.stop("one").state == "CONFIGURED"
