@@ -1,4 +1,4 @@
-"""The parts of `native` that need somebody who is always there: restart, health, autostart."""
+"""The parts of `native` that somebody must be there for: restart, health, autostart, migration."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from msgspec import Meta
 
 from nativert.fdu import syntax
 from nativert.fdu.decoding import Part
-from nativert.fdu.quantity import FieldError, parse_duration, show
+from nativert.fdu.quantity import FieldError, parse_duration, parse_signal, show
 
 Duration = Annotated[float | str, Meta(description="seconds, or spans such as 1m30s")]
 PortNumber = Annotated[int, Meta(ge=1, le=65535)]
@@ -98,4 +98,31 @@ class Health(Part, frozen=True):
             raise FieldError("health", "cannot be checked: expected one of exec, tcp, http")
         _within(self.start_period, "start_period", 0)
         _within(self.interval, "interval")
+        _within(self.timeout, "timeout")
+
+
+class Migration(Part, frozen=True):
+    """How the application is told that it is to go on at another node, before it is stopped."""
+
+    exec: tuple[str, ...] = ()
+    signal: str | Annotated[int, Meta(ge=1, le=64)] | None = None
+    timeout: Duration = "30s"
+
+    @property
+    def signal_number(self) -> int | None:
+        """The signal's number on this machine, None where there is none."""
+        return None if self.signal is None else parse_signal(self.signal, "signal")
+
+    @property
+    def timeout_s(self) -> float:
+        """Seconds that it has to get ready."""
+        return _within(self.timeout, "timeout")
+
+    def __post_init__(self) -> None:
+        for index, argument in enumerate(self.exec):
+            syntax.check_argument(argument, f"exec[{index}]")
+        if bool(self.exec) == (self.signal is not None):
+            raise FieldError("migration", "cannot be told: expected one of exec, signal")
+        if self.signal is not None:
+            parse_signal(self.signal, "signal")
         _within(self.timeout, "timeout")

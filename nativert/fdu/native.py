@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Meta
 
 from nativert.fdu import syntax
-from nativert.fdu.attendance import Health, Restart
+from nativert.fdu.attendance import Health, Migration, Restart
 from nativert.fdu.decoding import Part
 from nativert.fdu.quantity import (
     FieldError,
@@ -165,7 +165,6 @@ class Native(Part, frozen=True, omit_defaults=True):
     """Everything is optional; what is absent has the default that is written here."""
 
     REFUSED: ClassVar = {
-        "migration": "an instance stays on its node",
         "devices": "an instance has no devices of the host",
         "secrets": "use a mount of a file that only the application may read",
     }
@@ -189,6 +188,7 @@ class Native(Part, frozen=True, omit_defaults=True):
     restart: Restart = Restart()
     health: Health | None = None
     autostart: bool = False
+    migration: Migration | None = None
     rlimits: Rlimits = Rlimits()
     umask: Annotated[str, Meta(extra_json_schema={"pattern": syntax.UMASK_PATTERN})] = "0022"
     hostname: (

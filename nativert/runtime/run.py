@@ -148,16 +148,21 @@ def _withdraw(context: Context, uuid: str, facts: Facts, number: int) -> None:
 
 
 def stop(
-    context: Context, seen: Observed, *, why: boot.StopReason = "stop", note: str = ""
+    context: Context,
+    seen: Observed,
+    *,
+    why: boot.StopReason = "stop",
+    note: str = "",
+    instead: tuple[int, float] | None = None,
 ) -> Observed:
     """Signal, grace, kill of everything; the caller holds the lock.
 
-    *why* and *note* (which check, which dependency) are told in the verdict.
+    *why* and *note* (which check, which dependency) are told in the verdict; *instead* has
+    another signal and grace in seconds than the descriptor.
     """
     asked = descriptor_of(seen.row.descriptor, seen.row.name).native.stop
-    stop = StopFacts(
-        why=why, signal=asked.signal_number, at=time.time(), grace_s=asked.grace_s, note=note
-    )
+    number, grace_s = instead or (asked.signal_number, asked.grace_s)
+    stop = StopFacts(why=why, signal=number, at=time.time(), grace_s=grace_s, note=note)
     return _end(context, seen, stop)
 
 

@@ -198,6 +198,41 @@ def test_what_cannot_be_started_there_is_given_back(pair: Pair, tmp_path: Path) 
     assert pair.there.get(uuid).state == "RUNNING"
 
 
+TOLD = "trap 'echo dumped > /data/dump; exit 0' USR2; echo up; while :; do sleep 0.05; done"
+
+
+def test_the_application_is_told_before_by_a_program(pair: Pair) -> None:
+    told = ["/bin/sh", "-c", "test -e /data/may && echo dumped > /data/dump"]
+    uuid = start(pair.here, name="mover", shell=APP, native={"migration": {"exec": told}})
+    pid = pair.here.get(uuid).pid
+    with pytest.raises(NativertError, match="it is not ready to be moved: exit code 1"):
+        pair.move(uuid)
+    assert pair.here.get(uuid).pid == pid
+    assert pair.there.list() == []
+    assert run_inside(pair.here, uuid, "touch", "/data/may")[0] == 0
+    pair.move(uuid)
+    assert read(pair.there, uuid, "dump") == "dumped\n"
+
+
+def test_who_does_not_get_ready_in_time_stays(pair: Pair) -> None:
+    native = {"migration": {"exec": ["/bin/sleep", "100"], "timeout": "200ms"}}
+    uuid = start(pair.here, name="mover", shell=APP, native=native)
+    pid = pair.here.get(uuid).pid
+    with pytest.raises(NativertError, match=r"no end after 0\.2 s"):
+        pair.move(uuid)
+    assert pair.here.get(uuid).pid == pid
+    assert pair.there.list() == []
+
+
+def test_the_application_is_told_before_by_a_signal(pair: Pair) -> None:
+    native = {"migration": {"signal": "USR2"}}
+    uuid = start(pair.here, name="mover", shell=TOLD, native=native)
+    until(lambda: b"up" in b"".join(line.text for line in pair.here.logs(uuid)), what="up")
+    pair.move(uuid)
+    assert read(pair.there, uuid, "dump") == "dumped\n"
+    assert pair.there.get(uuid).state == "RUNNING"
+
+
 def _with(message: Message, payload: bytes) -> Message:
     import msgspec
 
