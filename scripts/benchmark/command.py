@@ -59,6 +59,11 @@ def _arguments() -> argparse.Namespace:
         help="give crun and runc the user namespace and the seccomp filter too, as nativert has"
         " them always (default: without, which is less work for them)",
     )
+    parser.add_argument(
+        "--fog05",
+        action="store_true",
+        help="instead: starts by fog05's own client beside the runtime's (needs setup --dev)",
+    )
     given = parser.parse_args()
     if given.quick:
         given.n = min(given.n, 3)
@@ -183,6 +188,10 @@ def main() -> int:
         f" peers {'with' if given.full_peers else 'without'} user namespace and seccomp"
     )
     try:
+        if given.fog05:
+            from benchmark import fog05
+
+            return fog05.main(given.n)
         _measure(given, samples)
     except KeyboardInterrupt:
         print("bench: interrupted; everything is removed", file=sys.stderr)
