@@ -45,8 +45,11 @@ class PathTree(Generic[_T]):
         return value
 
     def get(self, path: str) -> _T | None:
-        """Return the value at *path* itself."""
-        return next((value for _, value in self.find(path)), None)
+        """Return the value at *path* itself: a `*` in it is no more than a star."""
+        branch: _Branch[_T] | None = self._root
+        for chunk in _chunks(path):
+            branch = branch.branches.get(chunk) if branch else None
+        return branch.here if branch else None
 
     def find(self, selector: str) -> Iterator[tuple[str, _T]]:
         """Yield path and value of all that a selector means, in no order."""

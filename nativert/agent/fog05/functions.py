@@ -17,6 +17,7 @@ from nativert.agent.fog05.records import Records
 from nativert.errors import Code, DescriptorError, NativertError
 from nativert.fdu import descriptor as descriptors
 from nativert.fdu import record as fdu_records
+from nativert.fdu import syntax
 from nativert.fdu.descriptor import ComputationRequirements
 from nativert.plugin.string_api import arguments, result_of
 from nativert.plugin.zenoh_connector import ZenohConnector
@@ -152,6 +153,8 @@ def _checked(descriptor: dict[str, Any]) -> descriptors.Descriptor | None:
     if not str(descriptor.get("id") or "") or not str(descriptor.get("hypervisor") or ""):
         raise DescriptorError("id" if not descriptor.get("id") else "hypervisor", "is required")
     if str(descriptor["hypervisor"]).upper() != "BARE":
+        if descriptor.get("uuid"):
+            syntax.check(syntax.UUID_PATTERN, str(descriptor["uuid"]), "uuid", "a UUID")
         return None
     return descriptors.decode(msgspec.json.encode(descriptor), source="the descriptor")
 

@@ -41,6 +41,8 @@ class Records:
         self._hypervisors = hypervisors
         self._appears = appears
         self._vanishes = vanishes
+        # What is found at the start comes beside what is said meanwhile.
+        self._order = threading.Lock()
         self._changed = threading.Condition()
         self._copied: dict[str, str] = {}
         self._status: dict[str, tuple[str, dict[str, Any]]] = {}
@@ -101,6 +103,10 @@ class Records:
     # -- from the plugins ----------------------------------------------------------------
 
     def _said(self, sample: Sample) -> None:
+        with self._order:
+            self._take(sample)
+
+    def _take(self, sample: Sample) -> None:
         with self._changed:
             if stamp_order(sample.stamp) <= stamp_order(self._copied.get(sample.path, "")):
                 return

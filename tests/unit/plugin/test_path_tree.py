@@ -40,3 +40,4 @@ def test_slashes_at_the_ends_mean_nothing(path: str) -> None:
     tree: PathTree[int] = PathTree()
     tree.set("/a/b", 7)
     assert tree.get(path) == 7
+    assert tree.get("/a/*") is tree.get("/**") is tree.get("/a") is tree.get("/a/b/c") is None
