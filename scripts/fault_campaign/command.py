@@ -76,7 +76,7 @@ def _cases(asked: argparse.Namespace, top: Path) -> Figure:
 
     result = campaign(top / "cases", seed=asked.seed, limit_s=asked.seconds, tell=_tell)
     by = ", ".join(f"{name} {count}" for name, count in sorted(result.played.items()))
-    played = f"{result.played.total()} of {result.cases} cases ({by})"
+    played = f"{result.played.total()} of {len(result.cases)} cases ({by})"
     return Figure("cases", played, list(result.broken), result.seconds)
 
 

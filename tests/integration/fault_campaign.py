@@ -18,7 +18,7 @@ class Result:
     """What a campaign has shown."""
 
     seed: int
-    cases: int = 0
+    cases: list[Case] = field(default_factory=list)
     played: Counter[str] = field(default_factory=Counter)
     broken: dict[str, list[str]] = field(default_factory=dict)
     seconds: float = 0.0
@@ -43,18 +43,17 @@ def campaign(
     *,
     seed: int,
     limit_s: float | None = None,
-    part: tuple[int, int] = (0, 1),
+    least: int = 0,
     tell: Callable[[str], None] = print,
 ) -> Result:
-    """Play this *part* (number, of how many) of all cases on a node under *top*."""
+    """Play all cases on a node under *top*; after *limit_s* none but the *least* number."""
     began = time.monotonic()
     result = Result(seed)
     with open_field(top / "node") as ground:
-        cases = enumerate_cases(ground.node, ground.root)
-        result.cases = len(cases)
-        number, parts = part
-        for case in chosen(cases, seed)[number::parts]:
-            if limit_s is not None and time.monotonic() - began > limit_s:
+        result.cases = enumerate_cases(ground.node, ground.root)
+        for case in chosen(result.cases, seed):
+            late = limit_s is not None and time.monotonic() - began > limit_s
+            if late and result.played.total() >= least:
                 break
             broken = ground.play(case)
             result.played[case.process] += 1

@@ -116,8 +116,8 @@ def open_files(pid: int) -> list[str]:
     """Return what a process has open, as far as it can be asked."""
     found = []
     try:
-        for entry in os.scandir(f"/proc/{pid}/fd"):
-            found.append(os.readlink(entry.path))
+        for name in os.listdir(f"/proc/{pid}/fd"):
+            found.append(os.readlink(f"/proc/{pid}/fd/{name}"))
     except OSError:
         pass
     return found
