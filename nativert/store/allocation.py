@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import itertools
 from collections.abc import Sequence
-from ipaddress import IPv4Network
+from ipaddress import IPv4Address, IPv4Network
 from typing import TYPE_CHECKING, Final
 
 from nativert.errors import Code, NativertError
@@ -19,15 +19,26 @@ MAX_LINK: Final = 9_999_999
 
 
 def take_address(
-    connection: sqlite3.Connection, subnet: IPv4Network, instance: str, interface: str
+    connection: sqlite3.Connection,
+    subnet: IPv4Network,
+    instance: str,
+    interface: str,
+    wanted: str | None = None,
 ) -> None:
     """Give *interface* an address: a never used one, else the least recently released.
 
-    Network, gateway (the first host) and broadcast are not given out. Raises
-    NativertError(ADDRESS_EXHAUSTED).
+    *wanted* is taken where it is of this subnet and free. Network, gateway (the first host) and
+    broadcast are not given out. Raises NativertError(ADDRESS_EXHAUSTED).
     """
     first = int(subnet.network_address) + 2
     last = int(subnet.broadcast_address) - 1
+    if wanted is not None and first <= int(IPv4Address(wanted)) <= last:
+        holder = connection.execute(
+            "SELECT instance FROM addresses WHERE address = ?", (int(IPv4Address(wanted)),)
+        ).fetchone()
+        if holder is None or holder[0] is None:
+            _give(connection, int(IPv4Address(wanted)), instance, interface)
+            return
     # Fresh addresses are given out upwards, so all above the highest known are unused.
     highest = connection.execute(
         "SELECT max(address) FROM addresses WHERE address BETWEEN ? AND ?", (first, last)
@@ -40,12 +51,25 @@ def take_address(
             (first, last),
         ).fetchone()
         if row is None:
+            # One that was wanted may be far above those that were given out in their order.
+            taken = {
+                known
+                for (known,) in connection.execute(
+                    "SELECT address FROM addresses WHERE address BETWEEN ? AND ?", (first, last)
+                )
+            }
+            row = next(((free,) for free in range(first, last + 1) if free not in taken), None)
+        if row is None:
             raise NativertError(
                 f"no address left in {subnet}: all {last - first + 1} are in use",
                 code=Code.ADDRESS_EXHAUSTED,
                 hint="undefine instances that are not needed any more",
             )
         address = row[0]
+    _give(connection, address, instance, interface)
+
+
+def _give(connection: sqlite3.Connection, address: int, instance: str, interface: str) -> None:
     connection.execute(
         "INSERT OR REPLACE INTO addresses (address, instance, interface) VALUES (?, ?, ?)",
         (address, instance, interface),

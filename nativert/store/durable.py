@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from ipaddress import IPv4Network
 from typing import TYPE_CHECKING, Final, Unpack
 
@@ -62,6 +62,7 @@ class Store(Fences, Catalog):
         subnet: IPv4Network,
         blocks: Sequence[int],
         interfaces: Sequence[str] = (),
+        addresses: Mapping[str, str] | None = None,
         limits: str | None = None,
         more_blocks: Callable[[], Sequence[int]] | None = None,
         event: tuple[str, str] | None = None,
@@ -71,7 +72,8 @@ class Store(Fences, Catalog):
         """Enter an instance, with an id range, and an address and a link per interface.
 
         *more_blocks* is asked once, outside of the transaction, when *blocks* are used up.
-        *event* is (kind, JSON). Raises NativertError: NAME_TAKEN, ADDRESS_EXHAUSTED,
+        *addresses* by interface are given where they are of *subnet* and free. *event* is
+        (kind, JSON). Raises NativertError: NAME_TAKEN, ADDRESS_EXHAUSTED,
         IDS_EXHAUSTED; DescriptorError for what is no UUID, and for two interfaces of one name.
         """
         check_uuid(uuid)
@@ -103,7 +105,9 @@ class Store(Fences, Catalog):
                 )
                 raise_fence(connection, uuid, fence)
                 for position, interface in enumerate(interfaces):
-                    allocation.take_address(connection, subnet, uuid, interface)
+                    allocation.take_address(
+                        connection, subnet, uuid, interface, (addresses or {}).get(interface)
+                    )
                     allocation.take_link(connection, uuid, interface, position)
                 self._append(connection, uuid, event)
                 return self._select(connection, uuid)
@@ -121,6 +125,7 @@ class Store(Fences, Catalog):
             subnet=subnet,
             blocks=more_blocks(),
             interfaces=interfaces,
+            addresses=addresses,
             limits=limits,
             event=event,
             moving=moving,

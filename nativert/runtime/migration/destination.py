@@ -41,6 +41,7 @@ class _Offer(msgspec.Struct, frozen=True, kw_only=True):
     descriptor: str
     limits: dict[str, Any] | None = None
     env: dict[str, str] | None = None
+    addresses: dict[str, str] = {}
     bytes: int = 0
 
 
@@ -229,6 +230,7 @@ class Destination:
             subnet=context.identity.subnet,
             blocks=context.identity.blocks,
             interfaces=[interface.name for interface in descriptor.interfaces],
+            addresses=offer.addresses,
             limits=None if offer.limits is None else edges.encode(offer.limits),
             more_blocks=context.more_blocks,
             event=("migrating", edges.encode({"state": told, "peer": message.sender})),

@@ -173,6 +173,7 @@ class _Leaving:
             "descriptor": row.descriptor,
             "limits": limits,
             "env": None if row.env is None else msgspec.json.decode(row.env),
+            "addresses": {one.name: one.address for one in row.interfaces},
             "bytes": parcel.size(self._data),
         }
         self._until(

@@ -63,6 +63,32 @@ def test_a_fence_outlives_its_instance_and_never_becomes_smaller(store: Store) -
     assert store.fence(uuid) == newer
 
 
+def test_an_address_comes_along_where_it_is_of_the_pool_and_free(store: Store) -> None:
+    def arrive(name: str, wanted: str) -> str:
+        row = store.add(
+            uuid=str(uuid4()),
+            name=name,
+            fdu=str(uuid4()),
+            descriptor="{}",
+            record="{}",
+            desired="DEFINED",
+            subnet=SUBNET,
+            blocks=(0,),
+            interfaces=["eth0"],
+            addresses={"eth0": wanted, "eth1": "10.9.0.9"},
+        )
+        return row.interfaces[0].address
+
+    assert arrive("first", "10.9.1.7") == "10.9.1.7"
+    assert arrive("taken", "10.9.1.7") == "10.9.1.8"
+    assert arrive("the bridge's own", "10.9.0.1") == "10.9.1.9"
+    assert arrive("of another pool", "10.8.0.9") == "10.9.1.10"
+    store.delete(store.find("first").uuid)
+    assert arrive("free again", "10.9.1.7") == "10.9.1.7"
+    assert arrive("the last", "10.9.3.254") == "10.9.3.254"
+    assert arrive("after the last", "10.8.0.9") == "10.9.0.2"
+
+
 def test_a_move_ends_where_the_row_says_so(store: Store) -> None:
     uuid = str(uuid4())
     add(store, uuid, None, None)
