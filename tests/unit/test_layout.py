@@ -123,6 +123,7 @@ def pins(file: str) -> dict[str, str]:
     [
         ("requirements-build.txt", PROJECT["build-system"]["requires"]),
         ("requirements.txt", PROJECT["project"]["dependencies"]),
+        ("requirements-zenoh.txt", PROJECT["project"]["optional-dependencies"]["zenoh"]),
         ("requirements-dev.txt", PROJECT["dependency-groups"]["dev"]),
         ("requirements-fog05.txt", PROJECT["dependency-groups"]["fog05"]),
     ],
