@@ -209,14 +209,14 @@ class Node(Questions):
         """Take the edges down to UNDEFINED.
 
         A running application is stopped as by stop. With *force* it is killed, and a paused
-        one too, which otherwise is refused.
+        one too, which otherwise is refused; and a copy that is on its way is given up here.
         """
         row = self._context.store.find(ref)
         if row.corrupt:
             cleaning.discard(self._context, row)
             return
-        if force:
-            self.operate(row.uuid, None, self._force)
+        if force and self.operate(row.uuid, None, self._force).state == State.UNDEFINED.value:
+            return
         state = self.operate(row.uuid, None, lambda seen: seen).state
         if state in (State.RUNNING.value, State.PAUSED.value):
             state = self.stop(row.uuid).state
@@ -225,6 +225,10 @@ class Node(Questions):
         self.undefine(row.uuid)
 
     def _force(self, seen: Observed) -> Observed:
+        if seen.row.moving is not None:
+            from nativert.runtime.migration.settling import give_up
+
+            return give_up(self._context, seen.row)
         if seen.state is State.PAUSED:
             next_state(seen.state, Event.FORCED_REMOVAL)
         elif seen.state is not State.RUNNING:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from nativert.errors import StepError, UnknownInstanceError
+from nativert.fdu.states import State
 from nativert.runtime.context import Context
 from nativert.runtime.observe import Observed, look_beside, observe, settle
 from nativert.store.durable import Row
@@ -27,7 +28,10 @@ class Sight:
         if not lock.try_acquire():
             return look_beside(self._context, row.uuid)
         try:
-            return settle(self._context, self._context.store.get(row.uuid))
+            settled = settle(self._context, self._context.store.get(row.uuid))
+            if settled.state is State.UNDEFINED:
+                raise UnknownInstanceError(row.name)  # It was on its way here, and is not any more.
+            return settled
         except UnknownInstanceError:
             lock.forget()
             raise

@@ -198,6 +198,32 @@ def test_what_cannot_be_started_there_is_given_back(pair: Pair, tmp_path: Path) 
     assert pair.there.get(uuid).state == "RUNNING"
 
 
+def test_a_copy_on_its_way_can_be_given_up_by_force(pair: Pair) -> None:
+    uuid = start(pair.here, name="mover", shell=APP)
+
+    def cut(message: Message, deliver: Any) -> Message:
+        if message.kind is Kind.COMMIT:
+            raise NativertError("cut off", code=Code.TIMEOUT)
+        return deliver(message)
+
+    pair.wire.fault = cut
+    with pytest.raises(NativertError, match="does not say that it runs") as late:
+        pair.move(uuid)
+    assert late.value.code is Code.TIMEOUT
+    states = [node.get(uuid).state for node in (pair.here, pair.there)]
+    assert states == ["TAKE_OFF", "LANDING"]
+    for refused in (pair.here.stop, pair.here.undefine, pair.there.run, pair.there.remove):
+        with pytest.raises(NativertError, match=r"TAKE_OFF|LANDING") as kept:
+            refused(uuid)
+        assert kept.value.code is Code.TRANSITION
+    pair.here.remove(uuid, force=True)
+    pair.there.remove(uuid, force=True)
+    assert pair.copies(uuid) == []
+    for node in (pair.here, pair.there):
+        assert_nothing_left(node, node.paths.root or Path("/"), uuid)
+        assert not node.paths.instance_lib(uuid).exists()
+
+
 TOLD = "trap 'echo dumped > /data/dump; exit 0' USR2; echo up; while :; do sleep 0.05; done"
 
 

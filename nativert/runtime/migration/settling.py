@@ -145,6 +145,13 @@ def start(context: Context, row: Row) -> Observed:
     return dataclasses.replace(here, row=row)
 
 
+def give_up(context: Context, row: Row) -> Observed:
+    """Remove a copy on an operator's word, whatever the other node has."""
+    given = move_of(row).phase is Phase.COMMITTED
+    outcome = Outcome.GIVEN if given else Outcome.ABANDONED
+    return forget(context, row, outcome, "removed by force")
+
+
 def abandon(context: Context, row: Row, reason: str) -> Observed:
     """End a move at its destination before the commit: nothing of it is left."""
     return forget(context, row, Outcome.ABANDONED, reason)
