@@ -227,6 +227,8 @@ class NativePlugin:
 
     def land_fdu(self, instance_uuid: str, source: str) -> None:
         """Wait until an instance that another node moves here runs; NativertError."""
+        if not source:
+            raise DescriptorError("migration_properties.source", "names no node")
         if source == self.node:
             raise NativertError(
                 f"{instance_uuid}: cannot migrate: it is on that node", code=Code.MIGRATE
