@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import http.client
 import os
+import select
 import socket
 import threading
 import time
@@ -25,8 +26,11 @@ _T = TypeVar("_T")
 _NDJSON: Final = "application/x-ndjson"
 _KEPT: Final = 4
 _CHUNK: Final = 65536
-# How long an agent that has too much to do is asked again.
+# How long an agent that has too much to do is asked again, and one that is silent waited for.
 _PATIENCE_S: Final = 30.0
+# An answer may take as long as what was asked for: every so often the agent is asked whether it
+# still answers at all.
+_LOOK_S: Final = 10.0
 
 
 class LostError(NativertError):
@@ -47,14 +51,16 @@ def lost() -> LostError:
 
 
 class _Connection(http.client.HTTPConnection):
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, timeout_s: float | None = None) -> None:
         super().__init__("nativert")
         self._path = path
+        self._timeout_s = timeout_s
 
     def connect(self) -> None:
         """Connect to the socket, however long its path is; see unix(7)."""
         directory = os.open(self._path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        sock.settimeout(self._timeout_s)
         try:
             sock.connect(f"/proc/self/fd/{directory}/{self._path.name}")
         except BaseException:
@@ -127,6 +133,7 @@ class Wire:
             connection = self._connection()
             try:
                 connection.request(method, target, body=data, headers=headers)
+                self._await(connection)
                 response = connection.getresponse()
                 if response.status < 400:
                     return connection, response
@@ -142,6 +149,31 @@ class Wire:
             if error.code is not Code.BUSY or time.monotonic() > give_up:
                 raise error
             time.sleep(float(response.headers.get("Retry-After", "1")))
+
+    def _await(self, connection: _Connection) -> None:
+        poll = select.poll()
+        poll.register(connection.sock, select.POLLIN)
+        while not poll.poll(_LOOK_S * 1000):
+            if not self._answers():
+                raise NativertError(
+                    f"the agent does not answer for {_PATIENCE_S:g} s",
+                    code=Code.TIMEOUT,
+                    hint="--no-agent goes without it; kill it if it does not go on",
+                )
+
+    def _answers(self) -> bool:
+        """Tell whether the agent answers what needs nothing but its loop."""
+        other = _Connection(self._path, timeout_s=_PATIENCE_S)
+        try:
+            other.request("GET", "/v1/version")
+            other.getresponse().read()
+        except TimeoutError:
+            return False
+        except (OSError, http.client.HTTPException):
+            return True  # It ends, and with it the connection that is waited for.
+        finally:
+            other.close()
+        return True
 
     def _connection(self) -> _Connection:
         with self._mutex:

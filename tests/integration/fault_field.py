@@ -53,7 +53,7 @@ root, name, ref = sys.argv[1:]
 try:
     with Node(Path(root)) as node:
         OPERATIONS[name].act(node, ref)
-except (NativertError, UnexpectedError) as e:
+except (NativertError, OSError, UnexpectedError) as e:
     print(repr(e), file=sys.stderr)
     sys.exit({_FAILED})
 """

@@ -11,8 +11,10 @@ import pytest
 import scale
 from agents import serving
 from invariants import lives
-from nodes import MakeNode, launcher_of, make_descriptor, start, until
+from nodes import MakeNode, launcher_of, make_descriptor, start, until, until_logged
 
+from nativert.agent import wire
+from nativert.errors import Code, NativertError
 from nativert.isolation import process
 from nativert.launcher import client as launcher_client
 
@@ -56,6 +58,29 @@ def test_a_launcher_that_stands_still_is_collected(make_node: MakeNode, root: Pa
     node.remove("app", force=True)
     assert all(leftover.removed for leftover in node.gc())
     assert node.gc() == []
+
+
+def test_a_command_is_told_that_the_agent_stands_still(
+    make_node: MakeNode, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wire, "_LOOK_S", 0.5)
+    monkeypatch.setattr(wire, "_PATIENCE_S", scale.seconds(1))
+    node = make_node()
+    app = start(node, shell="trap '' TERM; echo up; while :; do sleep 0.1; done",
+                native={"stop": {"grace": "3s"}})  # fmt: skip
+    until_logged(node, app, "up")
+    with serving(root) as agent, agent.client() as client:
+        # What takes longer than a look is waited for.
+        assert client.stop(app).state == "CONFIGURED"
+        agent.process.send_signal(signal.SIGSTOP)
+        try:
+            with pytest.raises(NativertError, match="does not answer") as late:
+                client.run(app)
+            assert late.value.code is Code.TIMEOUT
+        finally:
+            agent.process.send_signal(signal.SIGCONT)
+        # It may carry it out now, or see that nobody waits for it any more.
+        assert client.get(app).state in ("CONFIGURED", "RUNNING")
 
 
 def test_an_agent_that_stands_still_answers_when_it_goes_on(
