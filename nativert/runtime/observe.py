@@ -239,7 +239,7 @@ def settle_here(context: Context, row: Row) -> Observed:
     if seen.state is State.SCALING:
         return _after_scale(context, seen)
     if facts.intent is not None:
-        return _with_state(context, seen, State(facts.state))
+        return _with_state(context, seen, State(facts.state), shown=seen.state)
     return seen
 
 
@@ -297,15 +297,19 @@ def _noted(context: Context, seen: Observed, state: State) -> Observed:
     return Observed(row, state, None, seen.end)
 
 
-def _with_state(context: Context, seen: Observed, state: State) -> Observed:
+def _with_state(
+    context: Context, seen: Observed, state: State, *, shown: State | None = None
+) -> Observed:
+    # PAUSED is *shown*, and noted nowhere.
+    told = shown or state
     if seen.facts is None:
         raise AssertionError("only a configured instance has a state to correct")
     facts = msgspec.structs.replace(seen.facts, state=state.value, intent=None)
     boot.write_facts(context.paths, seen.row.uuid, facts)
     # Whoever began it did not live to tell.
-    data = f'{{"state":"{state.value}"}}'
-    context.store.note(seen.row.uuid, "settled", data, told=state.value)
-    return Observed(seen.row, state, facts, seen.end)
+    data = f'{{"state":"{told.value}"}}'
+    context.store.note(seen.row.uuid, "settled", data, told=told.value)
+    return Observed(seen.row, told, facts, seen.end)
 
 
 def _thaw(context: Context, row: Row) -> None:
