@@ -229,6 +229,8 @@ class NativePlugin:
         """Wait until an instance that another node moves here runs; NativertError."""
         if not source:
             raise DescriptorError("migration_properties.source", "names no node")
+        if not source:
+            raise DescriptorError("migration_properties.source", "names no node")
         if source == self.node:
             raise NativertError(
                 f"{instance_uuid}: cannot migrate: it is on that node", code=Code.MIGRATE
@@ -242,7 +244,7 @@ class NativePlugin:
             except UnknownInstanceError:
                 if came or time.monotonic() > deadline:
                     raise NativertError(
-                        f"{instance_uuid}: node {source or '?'} has not brought it here",
+                        f"{instance_uuid}: node {source} has not brought it here",
                         code=Code.MIGRATE,
                         hint="see what the source says of it",
                     ) from None

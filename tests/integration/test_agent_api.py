@@ -74,6 +74,8 @@ def test_every_route_is_described_and_answers(agent: Agent) -> None:
     assert ask("pause")["state"] == "PAUSED"
     assert ask("resume")["state"] == "RUNNING"
     assert ask("restart")["state"] == "RUNNING"
+    _, refused = agent.ask("POST", "/v1/instances/app/migrate", {"node": "elsewhere"})
+    assert refused["error"]["code"] == "no-agent"  # In no network; test_migration_command.py is.
     assert ask("stop")["state"] == "CONFIGURED"
     ask("start", {})
     ask("kill", {"signal": 9})
@@ -87,7 +89,10 @@ def test_every_route_is_described_and_answers(agent: Agent) -> None:
     events = [json.loads(line) for line in ask("events").splitlines()]
     assert events[-1]["kind"] == "undefined"
     assert ask("latest_event") == {"seq": events[-1]["seq"]}
-    assert {r.name for r in ROUTES} - asked == {"exec"}  # A WebSocket: a test of its own.
+    assert {r.name for r in ROUTES} - asked == {
+        "exec",
+        "migrate",
+    }  # A WebSocket: a test of its own.
 
 
 def test_the_metrics_are_what_the_official_parser_takes(agent: Agent, node: Node) -> None:
