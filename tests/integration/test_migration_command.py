@@ -14,7 +14,7 @@ import pytest
 import scale
 from agents import serving
 from fog05_clients import FIMAPI, client, config, descriptor, free_port, in_time
-from nodes import CLI, MakeNode, start, until
+from nodes import CLI, MakeNode, make_descriptor, make_document, start, until
 
 from nativert.runtime.node import Node
 
@@ -82,6 +82,24 @@ def test_the_command_moves_an_instance_there_and_back(two: Two) -> None:
     assert two.nodes[1].list() == []
 
 
+def test_who_is_looked_after_here_is_looked_after_there(two: Two, tmp_path: Path) -> None:
+    until(met(two), deadline_s=LONG, what="both nodes are seen")
+    native = {"restart": {"policy": "always", "backoff": "100ms"}}
+    page = tmp_path / "app.json"
+    page.write_text(json.dumps(make_document(name="mover", shell=APP, native=native)))
+    ran = two.command(0, "run", "-d", str(page))
+    assert ran.returncode == 0, ran.stderr
+    uuid = ran.stdout.strip()
+    moved = two.command(0, "migrate", uuid, two.ids[1])
+    assert moved.returncode == 0, moved.stderr
+    before = two.nodes[1].get(uuid)
+    assert (before.state, before.restarts) == ("RUNNING", 0)
+    assert two.command(1, "kill", "mover").returncode == 0
+    until(lambda: two.nodes[1].get(uuid).restarts == 1, deadline_s=LONG, what="a restart")
+    assert two.nodes[0].list() == []
+    until(lambda: runs(two.nodes[1], uuid) == "run\n" * 3, what="the third run")
+
+
 def test_what_cannot_be_moved_is_refused_and_stays(two: Two) -> None:
     until(met(two), deadline_s=LONG, what="both nodes are seen")
     uuid = start(two.nodes[0], name="mover", shell=APP)
@@ -93,7 +111,7 @@ def test_what_cannot_be_moved_is_refused_and_stays(two: Two) -> None:
         refused = two.command(0, "migrate", "mover", where)
         assert refused.returncode == code, refused.stderr
         assert text in refused.stderr
-    two.nodes[1].define(_named("mover"))
+    two.nodes[1].define(make_descriptor(name="mover", shell=APP))
     refused = two.command(0, "migrate", "mover", two.ids[1])
     assert refused.returncode == 1
     assert "the name mover is taken" in refused.stderr
@@ -127,9 +145,3 @@ def test_fog05s_own_client_moves_an_fdu(two: Two) -> None:
     until(lambda: in_time(lambda: api.fdu.log(instance)) == "up\n", what="log")
     in_time(lambda: api.fdu.terminate(instance))
     until(lambda: two.nodes[1].list() == [], deadline_s=LONG, what="gone")
-
-
-def _named(name: str) -> Any:
-    from nodes import make_descriptor
-
-    return make_descriptor(name=name, shell=APP)
