@@ -71,11 +71,6 @@ class ZenohConnector:
         """The session, for what is neither a value nor a question in JSON."""
         return self._session
 
-    @property
-    def session(self) -> zenoh.Session:
-        """The session, for what is neither a value nor a question in JSON."""
-        return self._session
-
     def close(self) -> None:
         """Tell those who wait for an answer that there is none, and leave the network."""
         with self._mutex:
