@@ -11,7 +11,7 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +39,7 @@ class Stopped:
     """The stop that was asked for is done, or was not needed."""
 
 
-# Between two looks whether the next attempt has begun.
+# Between two looks: whether the next attempt has begun, whether a signal has come.
 _LOOK_S = 0.2
 
 # A number is a signal, an Instance the one that ended.
@@ -65,7 +65,7 @@ class Watch:
         ended: Instance | None = None
         drained = stopped = False
         while ended is None or not drained or stopped is not self.stopping:
-            match self._events.get():
+            match self._next():
                 case Instance() as ended:
                     pass
                 case Drained():
@@ -85,6 +85,15 @@ class Watch:
                 case _:
                     self._stop()
         return ended
+
+    def _next(self) -> Event:
+        # A signal that comes after Python's last look for one, and before the wait in get
+        # begins, is seen when that wait ends: it must not last.
+        while True:
+            try:
+                return self._events.get(timeout=_LOOK_S)
+            except Empty:
+                continue
 
     def _begin(self, body: Callable[[], Event]) -> None:
         def report() -> None:

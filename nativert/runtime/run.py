@@ -195,8 +195,8 @@ def _end(context: Context, seen: Observed, stop: StopFacts) -> Observed:
 
     try:
         with context.kept_init(row.uuid) as channel:
-            status, _ = channel.call({"verb": "status", "follow": True})
-            if status["state"] != "idle":
+            # A connection that follows may have the end in it at any moment, before an answer.
+            if channel.follows or _follow(channel):
                 _signal_and_wait(context.cgroup(row.uuid), channel, stop, late)
     except (EOFError, ConnectionError, FileNotFoundError):
         pass  # Init is gone: what observe finds below.
@@ -215,6 +215,11 @@ def _end(context: Context, seen: Observed, stop: StopFacts) -> Observed:
         code=Code.STOP,
         hint="a process waits in the kernel (state D): a disk or a network file system hangs",
     )
+
+
+def _follow(channel: Channel) -> bool:
+    status, _ = channel.call({"verb": "status", "follow": True})
+    return bool(status["state"] != "idle")
 
 
 def _signal_and_wait(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aftermath import alter_facts
 from nodes import MakeNode, address, cgroup, driver_of, make_descriptor, start, tag_of, until
 
 from nativert.isolation.cgroups.limits import Entry, Limits
@@ -104,6 +105,19 @@ def test_a_cgroup_that_was_removed_is_made_anew_and_told_as_degraded(
     node.clean(app)
     node.configure(app)
     assert node.run(app).state == "RUNNING"
+
+
+def test_an_init_in_another_network_namespace_is_told_as_degraded(node: Node, root: Path) -> None:
+    app = start(node, shell=SLEEP, veth=True)
+    alter_facts(root, app, netns_inode=1)
+    supervisor = Supervisor(node, reconcile_s=0.1)
+    supervisor.start()
+    try:
+        until(lambda: told(node, "degraded", app), what="the degraded state is told")
+    finally:
+        supervisor.close()
+    assert "network namespace" in told(node, "degraded", app)[0]
+    assert node.get(app).state == "RUNNING"
 
 
 def directories(entry: Entry) -> list[str]:

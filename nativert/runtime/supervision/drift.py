@@ -22,11 +22,12 @@ from nativert.store.boot import Facts, LinkFacts
 
 # What was written and what was found, where the kernel reads back something else.
 Accepted = dict[str, tuple[Limits, Limits]]
-Kind = Literal["limits", "cgroup", "processes", "links"]
+Kind = Literal["limits", "cgroup", "processes", "namespace", "links"]
 _ROUNDING: Final = 1 << 16
 _REMOVED: Final = (
     "its cgroup was removed and made anew: no program starts in it before clean and configure"
 )
+_ELSEWHERE: Final = "its init is not in the network namespace that was made for it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,8 @@ def find(
     with_application = seen.state in (State.RUNNING, State.PAUSED) and isinstance(pid, int)
     if with_application and _moved(int(str(pid)), row.uuid, len(directories)):
         found.append(Drift("processes", "its processes were moved out of its cgroup"))
+    if _elsewhere(facts):
+        found.append(Drift("namespace", _ELSEWHERE))
     if facts.links:
         gone = [link.link for link in facts.links if link.link not in present]
         if gone:
@@ -85,6 +88,8 @@ def repair(context: Context, seen: Observed, drift: Drift) -> tuple[Facts, str]:
             return facts, _REMOVED
     elif drift.kind == "processes":
         _bring_back(context, row.uuid, facts)
+    elif drift.kind == "namespace":
+        return facts, f"{_ELSEWHERE}: clean and configure it"
     else:
         facts = _links(context, seen, facts)
         boot.write_facts(context.paths, row.uuid, facts)
@@ -121,6 +126,16 @@ def _directories(context: Context, uuid: str) -> list[str]:
     if entry.into:
         found.append(entry.into)
     return list(dict.fromkeys(found))
+
+
+def _elsewhere(facts: Facts) -> bool:
+    if facts.init_pid is None or facts.netns_inode is None:
+        return False
+    try:
+        inode = os.stat(f"/proc/{facts.init_pid}/ns/net").st_ino
+    except (FileNotFoundError, ProcessLookupError):
+        return False  # It has ended, which others tell.
+    return inode != facts.netns_inode and process.alive(facts.init_pid, facts.init_start)
 
 
 def _moved(pid: int, uuid: str, hierarchies: int) -> bool:

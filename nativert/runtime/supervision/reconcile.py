@@ -128,7 +128,8 @@ class Reconciler:
                     self._node.context, dataclasses.replace(now, facts=facts), found
                 )
                 failpoint("repair.done")
-                self._note(now.row.uuid, "repaired", found.message)
+                if found.kind != "namespace":
+                    self._note(now.row.uuid, "repaired", found.message)
                 if found.kind == "limits":
                     self._accept(now.row)
                 if left:
