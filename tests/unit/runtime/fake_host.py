@@ -141,6 +141,7 @@ class InitChannel(Channel):
         self._host, self._init = host, init
         self.sock = _Socket(init.process.pid)  # type: ignore[assignment]
         self._follows = False
+        self.follows = False  # No connection is kept here: `quiet` says so.
 
     def call(
         self,
