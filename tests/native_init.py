@@ -21,11 +21,13 @@ _PARTS = {
     "drive_log": ("log.c", "pipe.c", "text.c", "utf8.c"),
     "drive_json": ("json.c", "text.c", "utf8.c"),
     "drive_evidence": ("evidence.c",),
+    "drive_rootfs": (
+        *("rootfs.c", "mounts.c", "namespaces.c", "json.c", "text.c", "utf8.c"),
+        *("protocol.c", "system.c"),
+    ),
 }
-_FLAGS = (
-    *("-std=gnu17", "-D_GNU_SOURCE", "-O1", "-g", "-Wall", "-Wextra", "-Werror"),
-    *("-fsanitize=address,undefined", "-fno-sanitize-recover=all"),
-)
+_BASE = ("-std=gnu17", "-D_GNU_SOURCE", "-O1", "-g", "-Wall", "-Wextra", "-Werror")
+_FLAGS = (*_BASE, "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 
 
 @functools.cache
@@ -38,12 +40,22 @@ def _directory() -> Path:
 @functools.cache
 def driver(name: str) -> Path:
     """Return the path of a driver, compiled when it is first asked for."""
-    program = _directory() / name
-    sources = [_DRIVERS / f"{name}.c", *(_SOURCES / part for part in _PARTS[name])]
     wrap = ["-Wl,--wrap=write"] if name == "drive_log" else []
-    command = [os.environ.get("CC", "gcc"), *_FLAGS, f"-I{_SOURCES}", *wrap, "-o", str(program)]
+    return _compiled(name, *_FLAGS, *wrap)
+
+
+@functools.cache
+def library(name: str) -> Path:
+    """Return the path of a driver as a shared library, without the sanitizers."""
+    return _compiled(name, *_BASE, "-shared", "-fPIC")
+
+
+def _compiled(name: str, *flags: str) -> Path:
+    made = _directory() / name
+    sources = [_DRIVERS / f"{name}.c", *(_SOURCES / part for part in _PARTS[name])]
+    command = [os.environ.get("CC", "gcc"), *flags, f"-I{_SOURCES}", "-o", str(made)]
     subprocess.run([*command, *map(str, sources)], check=True)
-    return program
+    return made
 
 
 class Driven:

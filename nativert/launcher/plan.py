@@ -1,11 +1,19 @@
 """What a sandbox and a program are made of: plain data that travels as JSON.
 
-Plain named tuples, because the processes that read them import as little as they can.
+`init/create.c` and `init/rootfs.c` read a Sandbox, `init/program.c` a Program.
 """
 
 from __future__ import annotations
 
 from collections import namedtuple
+
+# kind    bind | tmpfs | overlay | symlink
+#   bind     source at target; flags: words of FLAGS
+#   tmpfs    new at target; data: mount options
+#   overlay  of the directories in data, the first of them on top; flags as with bind
+#   symlink  at target, pointing to source
+Step = namedtuple("Step", ("kind", "source", "target", "flags", "data"), defaults=("", "", (), ""))  # noqa: PYI024
+FLAGS = ("ro", "nosuid", "nodev", "noexec")
 
 # instance     identifier, for messages
 # directory    where init.sock and exit.json live (boot-scoped)
@@ -13,7 +21,7 @@ from collections import namedtuple
 # hostname     of the UTS namespace
 # id_base, id_count   the host ids that 0.. inside map to
 # network      own network namespace, or the host's
-# root         list of isolation.rootfs.Step
+# root         list of Step
 # shm_bytes    size of /dev/shm
 # cgroup       {"tasks", "into", "oom", "peak", "cpu", "pids"}: isolation.cgroups Entry as a dict
 # seccomp      path of the compiled filter

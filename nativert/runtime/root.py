@@ -1,4 +1,4 @@
-"""What an instance sees of the file system: the policy that isolation.rootfs carries out.
+"""What an instance sees of the file system: the policy that launcher/init/rootfs.c carries out.
 
 Of the host an allow-list, read-only; of its own, /data, /tmp, /run, /dev; the image at
 /app or as the whole root. What is not listed is not there.
@@ -15,12 +15,12 @@ from typing import Final
 
 from nativert.errors import Code, NativertError
 from nativert.fdu.descriptor import Descriptor
-from nativert.isolation.rootfs import Step
+from nativert.launcher.plan import Step
 
 SHOWN: Final = ("usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32", "etc", "opt")
 _READ_ONLY: Final = ("ro", "nosuid", "nodev")
 _WRITABLE: Final = ("nosuid", "nodev")
-# Built by isolation.rootfs, or ours, or laid over: never taken from an image as it is.
+# Built by rootfs.c, or ours, or laid over: never taken from an image as it is.
 _OWN: Final = frozenset({"proc", "sys", "dev", "tmp", "run", "data", "app", "etc"})
 SCRIPT: Final = "/run/configure"
 _TMP_BYTES: Final = 256 << 20

@@ -14,13 +14,13 @@ from pathlib import Path
 import kernel
 import pytest
 import scale
+from clone3 import clone3
 
 from nativert.isolation.cgroups import detect
 from nativert.isolation.cgroups.driver import Cgroup, Driver
 from nativert.isolation.cgroups.hierarchies import mounted
 from nativert.isolation.cgroups.v1 import V1Driver
 from nativert.isolation.cgroups.v2 import V2Driver
-from nativert.isolation.syscalls import clone3
 
 DEADLINE_S = scale.seconds(10)
 

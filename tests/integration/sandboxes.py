@@ -14,9 +14,8 @@ from typing import Any, NamedTuple
 import scale
 
 from nativert.isolation import process, seccomp
-from nativert.isolation.rootfs import Step
 from nativert.launcher.client import Channel, Created, LauncherClient
-from nativert.launcher.plan import Program, Sandbox
+from nativert.launcher.plan import Program, Sandbox, Step
 from nativert.launcher.protocol import INIT_SOCKET, LAUNCHER_SOCKET, Message
 
 # Above what nodes claim.

@@ -8,11 +8,11 @@ import socket
 import struct
 from collections.abc import Iterator
 
+import native_rootfs as namespaces
 import pytest
 import scale
 from forked import run_forked
 
-from nativert.isolation import namespaces
 from nativert.isolation.syscalls import CLONE_NEWNET, CLONE_NEWUSER, setns
 
 pytestmark = pytest.mark.root
@@ -27,7 +27,7 @@ IFF_UP = 1
 
 @pytest.fixture
 def held() -> Iterator[dict[str, int]]:
-    made = namespaces.create(ID_BASE, ID_COUNT, network=True)
+    made = namespaces.create_namespaces(ID_BASE, ID_COUNT, network=True)
     yield made
     for fd in made.values():
         os.close(fd)
@@ -52,7 +52,7 @@ def test_all_are_new_and_belong_to_the_new_user_namespace(held: dict[str, int]) 
 
 
 def test_a_shared_network_leaves_out_only_the_network() -> None:
-    made = namespaces.create(ID_BASE, ID_COUNT, network=False)
+    made = namespaces.create_namespaces(ID_BASE, ID_COUNT, network=False)
     assert set(made) == {"user", "uts", "ipc"}
     for fd in made.values():
         os.close(fd)
@@ -115,7 +115,7 @@ def test_a_map_that_the_kernel_refuses_leaves_no_descriptor_and_no_process() -> 
         before = os.listdir("/proc/self/fd")
         for base, count in ((ID_BASE, 0), (1 << 32, 10), (0, 10), (-5, 10)):
             with pytest.raises(OSError):
-                namespaces.create(base, count, network=True)
+                namespaces.create_namespaces(base, count, network=True)
         assert os.listdir("/proc/self/fd") == before
         reap_all()
 
@@ -126,7 +126,7 @@ def test_no_descriptors_and_no_processes_are_left_by_many() -> None:
     def body() -> None:
         before = os.listdir("/proc/self/fd")
         for _ in range(30):
-            for fd in namespaces.create(ID_BASE, ID_COUNT, network=True).values():
+            for fd in namespaces.create_namespaces(ID_BASE, ID_COUNT, network=True).values():
                 os.close(fd)
         assert os.listdir("/proc/self/fd") == before
         reap_all()
@@ -207,7 +207,7 @@ def test_a_network_namespace_of_another_owner_can_be_refused(held: dict[str, int
         host = os.open("/proc/self/ns/net", os.O_RDONLY)
         setns(held["user"], CLONE_NEWUSER)
         with pytest.raises(PermissionError):
-            namespaces.setns(host, CLONE_NEWNET)
-        namespaces.setns(held["net"], CLONE_NEWNET)
+            setns(host, CLONE_NEWNET)
+        setns(held["net"], CLONE_NEWNET)
 
     run_forked(body)

@@ -105,7 +105,7 @@ enum received { RECEIVED_GONE = -1, RECEIVED_NOTHING = 0, RECEIVED_MESSAGE = 1 }
 
 enum received packet_receive(int sock, struct packet *packet);
 void packet_free(struct packet *packet);
-int packet_send(int sock, const struct text *text, int fd);
+int packet_send(int sock, const struct text *text, const int *fds, size_t count);
 void put_failure(struct text *text, const struct failure *failure);
 int fail(struct failure *failure, int number, const char *path, const char *text);
 

@@ -46,7 +46,7 @@ void connection_drop(struct connection *connection)
 
 void connection_send(struct connection *connection, const struct text *text, int fd)
 {
-	if (connection->sock >= 0 && packet_send(connection->sock, text, fd))
+	if (connection->sock >= 0 && packet_send(connection->sock, text, &fd, fd >= 0))
 		/* Gone, or it does not read. */
 		connection_drop(connection);
 }
@@ -59,7 +59,7 @@ static void refuse(int sock, const char *text)
 	put_failure(&outgoing, &failure);
 	text_close(&outgoing);
 	/* It may have gone already. */
-	packet_send(sock, &outgoing, -1);
+	packet_send(sock, &outgoing, NULL, 0);
 	close(sock);
 }
 

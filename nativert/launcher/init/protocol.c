@@ -135,25 +135,25 @@ void packet_free(struct packet *packet)
 	*packet = (struct packet){0};
 }
 
-/* Send one message and a duplicate of *fd*, unless that is -1. Waits for nobody. */
-int packet_send(int sock, const struct text *text, int fd)
+/* Send one message and duplicates of *fds*. Waits for nobody. */
+int packet_send(int sock, const struct text *text, const int *fds, size_t count)
 {
 	union {
 		struct cmsghdr align;
-		char room[CMSG_SPACE(sizeof(int))];
+		char room[CMSG_SPACE(sizeof(int) * MAX_FDS)];
 	} control = {0};
 	struct iovec iov = {.iov_base = (void *)text->data, .iov_len = text->length};
 	struct msghdr msg = {.msg_iov = &iov, .msg_iovlen = 1};
 
-	if (fd >= 0) {
+	if (count) {
 		struct cmsghdr *c = &control.align;
 
 		msg.msg_control = &control;
-		msg.msg_controllen = sizeof(control);
+		msg.msg_controllen = CMSG_SPACE(sizeof(int) * count);
 		c->cmsg_level = SOL_SOCKET;
 		c->cmsg_type = SCM_RIGHTS;
-		c->cmsg_len = CMSG_LEN(sizeof(int));
-		memcpy(CMSG_DATA(c), &fd, sizeof(int));
+		c->cmsg_len = CMSG_LEN(sizeof(int) * count);
+		memcpy(CMSG_DATA(c), fds, sizeof(int) * count);
 	}
 	return sendmsg(sock, &msg, MSG_NOSIGNAL | MSG_DONTWAIT) < 0 ? -1 : 0;
 }

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from nativert.launcher import create
+from nativert.launcher import server
 
 
 def test_an_init_that_is_not_built_is_told_with_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(create, "__file__", str(tmp_path / "create.py"))
+    monkeypatch.setattr(server, "__file__", str(tmp_path / "server.py"))
     with pytest.raises(FileNotFoundError, match="run scripts/setup") as missing:
-        create.open_program()
+        server.open_program()
     assert missing.value.filename == str(tmp_path / "init/nativert-init")
