@@ -120,8 +120,10 @@ def host_pid(pidfd: int) -> int:
 
     The ``Pid:`` line of /proc/self/fdinfo; see pidfd_open(2).
     """
-    with open(f"/proc/self/fdinfo/{pidfd}", encoding="ascii") as file:
-        for line in file:
-            if line.startswith("Pid:"):
-                return int(line[4:])
-    return -1
+    fd = os.open(f"/proc/self/fdinfo/{pidfd}", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        text = os.read(fd, 1024)
+    finally:
+        os.close(fd)
+    _, _, rest = text.partition(b"\nPid:")
+    return int(rest.split(b"\n", 1)[0]) if rest else -1

@@ -46,11 +46,18 @@ def _boot_id() -> str:
         return file.read().strip()
 
 
+# Made once: json.dumps makes another one each time where it is told the separators.
+_encode: Final = json.JSONEncoder(separators=(",", ":")).encode
+
+
 def send(sock: socket.socket, message: Message, fds: Sequence[int] = ()) -> None:
     """Send one message and duplicates of *fds*; raises OSError."""
-    data = json.dumps(message, separators=(",", ":")).encode()
+    data = _encode(message).encode()
     if len(data) <= _MAX_PACKET:
-        socket.send_fds(sock, [data], list(fds), socket.MSG_NOSIGNAL)
+        if fds:
+            socket.send_fds(sock, [data], list(fds), socket.MSG_NOSIGNAL)
+        else:
+            sock.send(data, socket.MSG_NOSIGNAL)
         return
     memfd = os.memfd_create("message", os.MFD_CLOEXEC)
     try:

@@ -21,16 +21,22 @@ def clean(context: Context, seen: Observed) -> Observed:
     boot.write_facts(context.paths, seen.row.uuid, facts)
     try:
         failpoint("clean.intent")
-        # Before the facts go: an instance without them that should have some has lost its init.
-        row = context.store.update(
-            seen.row.uuid, desired=State.DEFINED.value, wanted=State.DEFINED.value, retry=None
-        )
     except BaseException:
         # Nothing has been released: it stays what it was.
         boot.write_facts(context.paths, seen.row.uuid, seen.facts)
         raise
-    failpoint("clean.stored")
-    release.everything(context, row, facts)
+    row = seen.row
+
+    def store() -> None:
+        nonlocal row
+        row = context.store.update(
+            row.uuid, desired=State.DEFINED.value, wanted=State.DEFINED.value, retry=None
+        )
+        failpoint("clean.stored")
+
+    # The commit waits for the disk while the kernel takes init's mounts apart, which takes as
+    # long. The facts go after it: an instance without them that should have some has lost its init.
+    release.everything(context, row, facts, meanwhile=store)
     return Observed(row, State.DEFINED, None, seen.end)
 
 

@@ -24,6 +24,7 @@ from nativert.fdu.descriptor import Descriptor
 from nativert.fdu.states import State
 from nativert.isolation import process
 from nativert.isolation.cgroups.driver import Cgroup
+from nativert.isolation.cgroups.limits import Limits
 from nativert.launcher.client import ReportedError
 from nativert.launcher.plan import Sandbox
 from nativert.runtime import admission, etc, execute, program, release, root, users
@@ -150,7 +151,8 @@ def _acquire(
         context.driver.check(limits)
         cgroup = _cgroup(context, facts.cgroup)
         failpoint("configure.cgroup")
-        cgroup.apply(limits)
+        # It is new: there are none yet.
+        cgroup.apply(limits, since=Limits())
         failpoint("configure.limits")
     entry = cgroup.entry()
     plan = plan._replace(
@@ -182,7 +184,9 @@ def _acquire(
             launcher_pid=created.launcher,
             details=details,
         )
-        boot.write_facts(context.paths, row.uuid, facts)
+        if row.interfaces or descriptor.script:
+            # Else they are written at once, with the state.
+            boot.write_facts(context.paths, row.uuid, facts)
         failpoint("configure.init-noted")
         if row.interfaces and created.network is not None:
             facts = _network(context, row, descriptor, facts, created.network)

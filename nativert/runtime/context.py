@@ -174,9 +174,18 @@ class Context:
         else:
             channel.close()
 
-    def kept_channel(self, uuid: str) -> Channel | None:
-        """Return the kept connection to the init of an instance, to look at it."""
-        return self._inits.get(uuid)
+    def kept_channel(self, uuid: str, *, connect: bool = False) -> Channel | None:
+        """Return the kept connection to the init of an instance, to look at it.
+
+        Where none is kept, one is made to *connect*; None if its init is not there.
+        """
+        channel = self._inits.get(uuid)
+        if channel is None and connect and len(self._inits) < _KEPT_INITS:
+            try:
+                channel = self._inits[uuid] = self.init(uuid)
+            except OSError:
+                return None
+        return channel
 
     @functools.cached_property
     def seccomp(self) -> Path:

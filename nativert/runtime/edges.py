@@ -36,7 +36,7 @@ def encode(data: dict[str, object]) -> str:
 
 
 def tell(context: Context, operation: Operation | None, after: Observed) -> None:
-    """Tell the edge that *operation* has taken to *after*."""
+    """Tell the edge that *operation* has taken to *after*; written when the store is woken."""
     if operation is Operation.STOP and after.state is State.RUNNING:
         operation = Operation.RUN  # A restart: its end is told.
     if operation is None or (kind := _KINDS.get(operation)) is None:
@@ -45,8 +45,8 @@ def tell(context: Context, operation: Operation | None, after: Observed) -> None
     if operation is Operation.RUN and after.facts is not None:
         data |= {"pid": after.facts.details.get("pid"), "run": after.facts.run}
     elif operation is Operation.SCALE and after.row.limits is not None:
-        data["limits"] = msgspec.json.decode(after.row.limits)
-    context.store.note(after.row.uuid, kind, encode(data), told=after.state.value)
+        data["limits"] = msgspec.Raw(after.row.limits.encode())
+    context.store.note(after.row.uuid, kind, encode(data), told=after.state.value, wake=False)
 
 
 def refuse(context: Context, row: Row, operation: Operation | None, error: NativertError) -> None:

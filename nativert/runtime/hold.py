@@ -66,9 +66,10 @@ class Holds:
         if not hold.lock.retake():
             return self._locked(hold.row)
         try:
-            hold.row = self._context.store.get(hold.row.uuid)
+            # Nobody has held the lock since, and without it nobody changes the row.
             if hold.seen is not None:
-                hold.seen = unchanged(self._context, hold.row, hold.seen)
+                hold.row = hold.seen.row
+                hold.seen = unchanged(self._context, hold.seen)
         except BaseException:
             hold.lock.release()
             raise
@@ -86,6 +87,11 @@ class Holds:
         except BaseException:
             lock.release()
             raise
+
+    def descriptor(self, ref: str) -> str | None:
+        """Return the descriptor of an instance that is kept, which never changes."""
+        hold = self._kept.get(ref)
+        return None if hold is None else hold.row.descriptor
 
     def give_back(self, hold: Hold) -> None:
         """Unlock; the hold is kept if its operation said what it has left."""

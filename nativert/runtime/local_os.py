@@ -39,11 +39,13 @@ class LocalOs:
 
         Mode and owner are set in either case, whatever the umask is.
         """
-        path.parent.mkdir(parents=True, exist_ok=True)
         try:
             os.mkdir(path, 0o700)
         except FileExistsError:
             pass
+        except FileNotFoundError:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            os.mkdir(path, 0o700)
         fd = os.open(path, _DIRECTORY)
         try:
             if owner is not None:
@@ -177,12 +179,25 @@ def _empty(fd: int, top: int, levels: int) -> None:
                     # `top` is read again until it is empty, so it comes round.
                     os.rename(name, os.urandom(12).hex(), src_dir_fd=fd, dst_dir_fd=top)
                     continue
+                if _removed_empty(fd, name):
+                    continue
                 below = openat2(fd, name, _DIRECTORY, 0, _BENEATH)
                 try:
                     _empty(below, top, levels - 1)
                 finally:
                     os.close(below)
                 os.rmdir(name, dir_fd=fd)
+
+
+def _removed_empty(fd: int, name: str) -> bool:
+    # Most directories of an instance are.
+    try:
+        os.rmdir(name, dir_fd=fd)
+    except OSError as e:
+        if e.errno != errno.ENOTEMPTY:
+            raise
+        return False
+    return True
 
 
 def _some_names(fd: int) -> list[str]:

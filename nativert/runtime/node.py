@@ -155,9 +155,12 @@ class Node(Questions):
 
         One that has ended and waits to be started again is left as it is.
         """
-        if acts.withdraw(self, ref):
-            return self.get(ref)
-        return self.operate(ref, Operation.STOP, lambda seen: runs.stop(self._context, seen))
+        return self.operate(
+            ref,
+            Operation.STOP,
+            lambda seen: runs.stop(self._context, seen),
+            instead=lambda seen: acts.withdraw(self._context, seen),
+        )
 
     def restart(self, ref: str) -> Instance:
         """Stop and start, with the environment of the last start."""
@@ -290,12 +293,13 @@ class Node(Questions):
         operation: Operation | None,
         act: Callable[[Observed], Observed],
         *,
+        instead: Callable[[Observed], Observed | None] = lambda _: None,
         quiet: bool = False,
     ) -> Instance:
         """Do *act* to an instance under its lock, from the state that it really has.
 
-        *operation* is checked against the state table. With *quiet* an act that finds nothing
-        to do is not reported.
+        *operation* is checked against the state table, unless *instead* has done all that there
+        was to do. With *quiet* an act that finds nothing to do is not reported.
         """
         with self._holds.take(ref) as hold:
             row, seen = hold.row, hold.seen
@@ -303,9 +307,10 @@ class Node(Questions):
             try:
                 if seen is None:
                     seen = settle(self._context, row)
-                if operation is not None:
+                done = instead(seen)
+                if done is None and operation is not None:
                     next_state(seen.state, operation)
-                after = act(seen)
+                after = act(seen) if done is None else done
             except NativertError as e:
                 self._failed(row, operation, e)
                 raise
@@ -322,9 +327,14 @@ class Node(Questions):
         if not quiet or after is not seen:
             self.report(row, after.state)
         # Not measured: ten more files to read than some operations take themselves.
-        return self._monitor.row(after, measured=False)
+        shown = self._monitor.row(after, measured=False)
+        self._context.store.wake()
+        return shown
 
     def _attended(self, ref: str) -> None:
+        known = self._holds.descriptor(ref)
+        if known is not None and not descriptor_of(known, ref).attended:
+            return
         row = self._context.store.find(ref)
         if not descriptor_of(row.descriptor, row.name).attended:
             return

@@ -82,19 +82,20 @@ def look_here(context: Context, row: Row) -> Observed:
     return _lost(context, row, facts, state)
 
 
-def unchanged(context: Context, row: Row, seen: Observed) -> Observed | None:
+def unchanged(context: Context, seen: Observed) -> Observed | None:
     """Return *seen* if nothing has happened to the instance since, by the word of its init.
 
-    For who held its lock last; a new *row* takes the place of the old one. Init tells of the
-    application's end on the kept connection, and with init the connection ends.
+    For who held its lock last. Init tells of the application's end on the kept connection, and
+    with init the connection ends.
     """
-    if seen.state is not State.DEFINED:
-        channel = context.kept_channel(row.uuid)
-        if channel is None or not channel.quiet():
-            return None
-        if seen.state is not State.CONFIGURED and not channel.follows:
-            return None
-    return seen if row is seen.row else dataclasses.replace(seen, row=row)
+    if seen.state is State.DEFINED:
+        return seen
+    idle = seen.state is State.CONFIGURED
+    # Only a living init listens, and the next operation will want the connection.
+    channel = context.kept_channel(seen.row.uuid, connect=idle)
+    if channel is None or not channel.quiet() or not (idle or channel.follows):
+        return None
+    return seen
 
 
 def look_beside(context: Context, uuid: str) -> Observed:
@@ -243,6 +244,12 @@ def settle_here(context: Context, row: Row) -> Observed:
     return seen
 
 
+def ended_as_told(context: Context, row: Row, facts: Facts, message: Message) -> Observed | None:
+    """Return what init has told of the end; None if that is not of the run that *facts* has."""
+    told = _told(message, facts)
+    return None if told is None else _ended(context, row, facts, told)
+
+
 def application_ended(context: Context, seen: Observed, *, frozen: bool = True) -> Observed:
     """Note the end of the application: the instance is CONFIGURED, with the reason kept.
 
@@ -355,4 +362,5 @@ def _after_scale(context: Context, seen: Observed) -> Observed:
             context.cgroup(seen.row.uuid).apply(before)
         except FileNotFoundError:
             pass  # Removed from outside: there is nothing to limit.
+    boot.end_scaling(context.paths, seen.row.uuid, seen.facts.run)
     return _with_state(context, seen, State.RUNNING)

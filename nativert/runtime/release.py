@@ -34,10 +34,17 @@ def attached(facts: Facts) -> tuple[Attached, ...]:
     )
 
 
-def everything(context: Context, row: Row, facts: Facts | None) -> None:
+def everything(
+    context: Context,
+    row: Row,
+    facts: Facts | None,
+    *,
+    meanwhile: Callable[[], None] = lambda: None,
+) -> None:
     """Release init, network, ports, cgroup, image, run directory and facts of an instance.
 
     Without *facts* (of another boot, damaged, or removed) it goes by what the row was given.
+    *meanwhile* is called once, while init is on its way out.
     """
     failures: list[Exception] = []
 
@@ -51,7 +58,16 @@ def everything(context: Context, row: Row, facts: Facts | None) -> None:
     if row.interfaces and (facts is None or facts.details.get("network", True)):
         attempt(lambda: _network(context, row, facts))
     attempt(lambda: failpoint("release.network"))
-    attempt(lambda: _init(context, row, facts))
+    done = False
+
+    def once() -> None:
+        nonlocal done
+        if not done:
+            done = True
+            attempt(meanwhile)
+
+    attempt(lambda: _init(context, row, facts, once))
+    once()  # There may be no init any more.
     attempt(lambda: failpoint("release.init"))
     attempt(lambda: context.cgroup(row.uuid).remove())
     attempt(lambda: failpoint("release.cgroup"))
@@ -82,7 +98,7 @@ def _network(context: Context, row: Row, facts: Facts | None) -> None:
     context.network.detach(links)
 
 
-def _init(context: Context, row: Row, facts: Facts | None) -> None:
+def _init(context: Context, row: Row, facts: Facts | None, meanwhile: Callable[[], None]) -> None:
     cgroup = context.cgroup(row.uuid)
     pidfd, leaves = None, False
     if facts is not None and facts.init_pid is not None and facts.init_start is not None:
@@ -93,6 +109,7 @@ def _init(context: Context, row: Row, facts: Facts | None) -> None:
                 pidfd = _peer_pidfd(channel)
             channel.call({"verb": "release"})
             leaves = True
+            meanwhile()
             channel.close()
     except (OSError, EOFError):
         pass  # Not there, or it ended at the word: the pidfd tells which.

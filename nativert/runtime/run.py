@@ -16,10 +16,17 @@ from nativert.fdu.states import Event, State
 from nativert.isolation import process
 from nativert.isolation.cgroups.driver import Cgroup
 from nativert.launcher.client import Channel, ReportedError
+from nativert.launcher.protocol import Message
 from nativert.runtime import execute, program, verdict
 from nativert.runtime.context import Context, descriptor_of
 from nativert.runtime.failpoints import failpoint
-from nativert.runtime.observe import Observed, application_ended, observe, settle
+from nativert.runtime.observe import (
+    Observed,
+    application_ended,
+    ended_as_told,
+    observe,
+    settle,
+)
 from nativert.runtime.users import User
 from nativert.store import boot
 from nativert.store.boot import Facts, StopFacts
@@ -183,13 +190,14 @@ def _end(context: Context, seen: Observed, stop: StopFacts) -> Observed:
     stopping = msgspec.structs.replace(facts, intent="stop", stop=stop)
     boot.write_facts(context.paths, row.uuid, stopping)
     failpoint("stop.intent")
+    told: Message | None = None
 
     def late() -> None:
+        nonlocal stopping
         killed = msgspec.structs.replace(stop, killed_at=time.time())
+        stopping = msgspec.structs.replace(stopping, stop=killed)
         try:
-            boot.write_facts(
-                context.paths, row.uuid, msgspec.structs.replace(stopping, stop=killed)
-            )
+            boot.write_facts(context.paths, row.uuid, stopping)
         except OSError:
             pass  # Without room for it the verdict says less; it ends all the same.
 
@@ -197,13 +205,15 @@ def _end(context: Context, seen: Observed, stop: StopFacts) -> Observed:
         with context.kept_init(row.uuid) as channel:
             # A connection that follows may have the end in it at any moment, before an answer.
             if channel.follows or _follow(channel):
-                _signal_and_wait(context.cgroup(row.uuid), channel, stop, late)
+                told = _signal_and_wait(context.cgroup(row.uuid), channel, stop, late)
     except (EOFError, ConnectionError, FileNotFoundError):
         pass  # Init is gone: what observe finds below.
     except (OSError, ReportedError) as e:
         raise StepError(row.name, "stop", e, code=Code.STOP) from e
     failpoint("stop.ended")
-    after = observe(context, row)
+    after = None if told is None else ended_as_told(context, row, stopping, told)
+    if after is None:
+        after = observe(context, row)
     if after.event is Event.APPLICATION_ENDED:
         return application_ended(context, after, frozen=seen.state is State.PAUSED)
     if after.event is Event.INIT_LOST:
@@ -224,39 +234,42 @@ def _follow(channel: Channel) -> bool:
 
 def _signal_and_wait(
     cgroup: Cgroup, channel: Channel, stop: StopFacts, late: Callable[[], None]
-) -> None:
+) -> Message | None:
+    """Return what init tells of the end, None if it does not come."""
     deadline = time.monotonic() + stop.grace_s
     if stop.signal != signal.SIGKILL:
         try:
-            if _signal(channel, {"signal": stop.signal}):
-                return
+            if told := _signal(channel, {"signal": stop.signal}):
+                return told
         except ReportedError as e:
             if e.errno != errno.ESRCH:
                 raise
-        if _ended(channel, deadline - time.monotonic()):
-            return
+        if told := _ended(channel, deadline - time.monotonic()):
+            return told
         late()
     channel.sock.settimeout(_KILL_TIMEOUT_S)
-    if _signal(channel, _KILL_ALL):
-        return
+    if told := _signal(channel, _KILL_ALL):
+        return told
     # v1: where it is frozen the signal takes effect at the thaw; v2: it has already.
     cgroup.thaw()
-    if not _ended(channel, _KILL_TIMEOUT_S):
+    told = _ended(channel, _KILL_TIMEOUT_S)
+    if told is None:
         channel.close()  # Its end, which comes some day, must not meet a later call.
+    return told
 
 
-def _signal(channel: Channel, message: dict[str, object]) -> bool:
-    # True if the end, which may come before the answer, is what came.
+def _signal(channel: Channel, message: dict[str, object]) -> Message | None:
+    # The end, if that is what came: it may come before the answer.
     answer, _ = channel.call({"verb": "signal", **message})
-    return answer.get("event") == "end"
+    return answer if answer.get("event") == "end" else None
 
 
-def _ended(channel: Channel, timeout_s: float) -> bool:
+def _ended(channel: Channel, timeout_s: float) -> Message | None:
     try:
         message, _ = channel.receive(max(timeout_s, 0.001))
     except TimeoutError:
-        return False
-    return message.get("event") == "end"
+        return None
+    return message if message.get("event") == "end" else None
 
 
 def send_signal(context: Context, seen: Observed, number: int) -> None:

@@ -6,8 +6,6 @@ import dataclasses
 import time
 from collections.abc import Mapping
 
-import msgspec
-
 from nativert.errors import Code, NativertError, StepError
 from nativert.fdu.states import State
 from nativert.isolation.cgroups.driver import Cgroup, UnenforceableError
@@ -17,7 +15,6 @@ from nativert.runtime.context import Context
 from nativert.runtime.failpoints import failpoint
 from nativert.runtime.observe import Observed
 from nativert.store import boot
-from nativert.store.boot import Facts
 from nativert.store.durable import Row
 
 _RECLAIM_TIMEOUT_S = 2.0
@@ -42,9 +39,7 @@ def scale(
     shrinks = wanted.memory_max is not None and wanted.memory_max != before.memory_max
     if shrinks and not force:
         _refuse_under_working_set(row.name, cgroup, wanted.memory_max or 0)
-    boot.write_facts(
-        context.paths, row.uuid, msgspec.structs.replace(facts, state=State.SCALING.value)
-    )
+    boot.begin_scaling(context.paths, row.uuid, facts.run)
     try:
         failpoint("scale.intent")
         if shrinks and force:
@@ -53,9 +48,9 @@ def scale(
         failpoint("scale.applied")
         row = context.store.update(row.uuid, limits=limits_of.encode(wanted))
         failpoint("scale.stored")
-        boot.write_facts(context.paths, row.uuid, facts)
+        boot.end_scaling(context.paths, row.uuid, facts.run)
     except BaseException as e:
-        _scale_back(context, row, cgroup, before, facts)
+        _scale_back(context, row, cgroup, before, facts.run)
         if isinstance(e, OSError):
             raise StepError(
                 row.name, "scale", e, code=Code.SCALE, hint="every limit is as it was before"
@@ -64,14 +59,14 @@ def scale(
     return Observed(row, State.RUNNING, facts, seen.end)
 
 
-def _scale_back(context: Context, row: Row, cgroup: Cgroup, before: Limits, facts: Facts) -> None:
+def _scale_back(context: Context, row: Row, cgroup: Cgroup, before: Limits, run: int) -> None:
     try:
         if row.limits != limits_of.encode(before):
             context.store.update(row.uuid, limits=limits_of.encode(before))
         cgroup.apply(before)
-        boot.write_facts(context.paths, row.uuid, facts)
+        boot.end_scaling(context.paths, row.uuid, run)
     except (OSError, NativertError):
-        pass  # SCALING stands in the facts: the next look writes the limits again.
+        pass  # It reads as SCALING: the next look writes the limits again.
 
 
 def _refuse_under_working_set(name: str, cgroup: Cgroup, memory_max: int) -> None:

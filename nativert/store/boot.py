@@ -19,6 +19,9 @@ from nativert.store.paths import Paths
 
 FACTS = "boot.json"
 EXIT = "exit.json"
+# With the number of a run: there while its limits are being changed. One call makes it, where
+# new facts are five.
+SCALING: Final = "scaling"
 # Those in which an instance has something of this boot. Another word is damage.
 _STATES: Final = "^(DEFINED|CONFIGURED|RUNNING|PAUSED|SCALING)$"
 
@@ -152,8 +155,29 @@ def read_facts(paths: Paths, uuid: str) -> Facts | None:
 
     A file that cannot be decoded is kept aside as boot.json.corrupt.
     """
-    facts = _read(f"{paths.instance_run(uuid)}/{FACTS}", Facts, files.read_replaced)
-    return facts if facts is not None and facts.boot_id == boot_id() else None
+    directory = paths.instance_run(uuid)
+    facts = _read(f"{directory}/{FACTS}", Facts, files.read_replaced)
+    if facts is None or facts.boot_id != boot_id():
+        return None
+    if facts.state == "RUNNING" and os.path.lexists(f"{directory}/{SCALING}.{facts.run}"):
+        return msgspec.structs.replace(facts, state="SCALING")
+    return facts
+
+
+def begin_scaling(paths: Paths, uuid: str, run: int) -> None:
+    """Have a RUNNING instance read as SCALING, until `end_scaling`; the caller holds the lock."""
+    try:
+        os.symlink(FACTS, f"{paths.instance_run(uuid)}/{SCALING}.{run}")
+    except FileExistsError:
+        pass  # Whoever made it did not live to remove it.
+
+
+def end_scaling(paths: Paths, uuid: str, run: int) -> None:
+    """End what `begin_scaling` began; safe twice."""
+    try:
+        os.unlink(f"{paths.instance_run(uuid)}/{SCALING}.{run}")
+    except FileNotFoundError:
+        pass
 
 
 def read_exit(paths: Paths, uuid: str) -> ExitFacts | None:

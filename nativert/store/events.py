@@ -84,12 +84,17 @@ class Outbox:
         self._thread: threading.Thread | None = None
         self._lost = 0
 
-    def put(self, event: Pending, write: Callable[[], None]) -> None:
-        """Have an event written soon, by *write*. While the disk takes none, the oldest go."""
+    def put(self, event: Pending) -> None:
+        """Keep an event until it is written. While the disk takes none, the oldest go."""
         if len(self._waiting) >= MAX_EVENTS:
             self._waiting.popleft()
             self._lost += 1
         self._waiting.append(event)
+
+    def wake(self, write: Callable[[], None]) -> None:
+        """Have what waits written soon, by *write*."""
+        if not self._waiting:
+            return
         if self._thread is None:
             self._begin(write)
         self._given.set()

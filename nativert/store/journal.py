@@ -54,9 +54,21 @@ class Journal:
         with self._transaction() as connection:
             return self._append(connection, instance, (kind, json))
 
-    def note(self, instance: str, kind: str, json: str, *, told: str | None = None) -> None:
-        """Add one event soon, in order, without waiting for the disk."""
-        self._outbox.put(Pending(time.time(), instance, kind, json, told), self.flush)
+    def note(
+        self, instance: str, kind: str, json: str, *, told: str | None = None, wake: bool = True
+    ) -> None:
+        """Add one event soon, in order, without waiting for the disk.
+
+        Without *wake* it waits for `wake`: a thread that begins to run is in the way of who
+        woke it.
+        """
+        self._outbox.put(Pending(time.time(), instance, kind, json, told))
+        if wake:
+            self.wake()
+
+    def wake(self) -> None:
+        """Have written what `note` has left waiting."""
+        self._outbox.wake(self.flush)
 
     def events(self, after: int = 0, *, limit: int = 1000) -> list[Event]:
         """Return at most *limit* events with numbers above *after*, oldest first."""

@@ -55,7 +55,7 @@ def test_it_needs_no_library_of_the_instance(build_init: ModuleType) -> None:
 def test_without_a_configuration_it_ends_at_once(build_init: ModuleType) -> None:
     build_init.build()
     done = subprocess.run([build_init.PROGRAM], check=False, timeout=30, env={})
-    assert done.returncode == 1
+    assert done.returncode == 2
 
 
 def test_what_does_not_compile_leaves_what_was_there(

@@ -35,6 +35,10 @@ class Knobs(Protocol[V]):
         """Read every knob of these fields that exists."""
         ...
 
+    def assume(self, limits: Limits, which: frozenset[str]) -> dict[Knob, V]:
+        """Return what `snapshot` returns where *limits* are in force; cheaper if it can be."""
+        ...
+
     def plan(
         self, limits: Limits, before: dict[Knob, V], which: frozenset[str]
     ) -> list[tuple[Knob, V]]:
@@ -61,7 +65,7 @@ def apply(knobs: Knobs[V], limits: Limits, *, since: Limits | None = None) -> Li
     refusal is raised again after the rollback; what could not be rolled back is among its notes.
     """
     which = EVERY if since is None else _different(limits, since)
-    before = knobs.snapshot(which)
+    before = knobs.snapshot(which) if since is None else knobs.assume(since, which)
     touched: list[Knob] = []
     try:
         for knob, value in knobs.plan(limits, before, which):

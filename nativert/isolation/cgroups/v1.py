@@ -76,11 +76,7 @@ class V1Cgroup:
 
     def working_set_bytes(self) -> int:
         """Return its memory without the inactive page cache, which the kernel gives back."""
-        sampler = self.sampler()
-        try:
-            return sampler.working_set_bytes()
-        finally:
-            sampler.close()
+        return v1_usage.working_set_bytes(self._directories)
 
     def usage(self) -> Usage:
         """Return all counters, once."""

@@ -110,6 +110,34 @@ class V1Knobs:
                 values |= {Knob(file, device): n for device, n in self._throttled(file).items()}
         return values
 
+    def assume(self, limits: Limits, which: frozenset[str]) -> dict[Knob, Value]:
+        """Return what `snapshot` returns where *limits* are in force, without reading it."""
+        if which & {"io", "cpuset"}:
+            return self.snapshot(which)
+        quota_us, period_us = None, quota.PERIOD_US
+        if limits.cpu_max is not None:
+            quota_us, period_us = quota.from_cores(limits.cpu_max)
+        shares = weight.SHARES_DEFAULT
+        if limits.cpu_weight is not None:
+            shares = weight.shares_from_weight(limits.cpu_weight)
+        memory, swap = limits.memory_max, limits.memory_swap
+        values: dict[Knob, Value] = {
+            PERIOD: period_us,
+            QUOTA: quota_us,
+            SHARES: shares,
+            MEMORY: memory,
+            MEMSW: None if memory is None or swap is None else memory + swap,
+            PIDS: limits.pids_max,
+        }
+        wanted = {knob for field in which for knob in _KNOBS_OF.get(field, ())}
+        return {
+            knob: value
+            for knob, value in values.items()
+            if knob in wanted
+            and knob.file.partition(".")[0] in self._directories
+            and (knob not in _OPTIONAL or os.path.exists(self._path(knob)))
+        }
+
     def get(self, knob: Knob) -> Value:
         """Read one limit; None = no limit."""
         if knob.device:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Final
 
+from nativert.isolation.cgroups import files
 from nativert.isolation.cgroups.counters import Counters, field
 from nativert.isolation.cgroups.limits import Usage
 
@@ -68,14 +69,18 @@ class V1Sampler:
             oom_kills=field(read("oom"), b"oom_kill") or 0,
         )
 
-    def working_set_bytes(self) -> int:
-        """Return the memory that the kernel does not give back on demand."""
-        memory = self._counters.number("memory") or 0
-        return _working_set(memory, self._counters.read("memory_stat"))
-
     def close(self) -> None:
         """Close the descriptors; safe to call twice."""
         self._counters.close()
+
+
+def working_set_bytes(directories: Mapping[str, str]) -> int:
+    """Return the memory that the kernel does not give back on demand; OSError without a cgroup."""
+    directory = directories.get("memory")
+    if directory is None:
+        return 0
+    memory = int(files.read(f"{directory}/memory.usage_in_bytes"))
+    return _working_set(memory, files.read(f"{directory}/memory.stat").encode())
 
 
 def _working_set(memory: int, stat: bytes) -> int:

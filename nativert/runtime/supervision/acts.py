@@ -21,7 +21,7 @@ from nativert.fdu.states import Operation, State
 from nativert.runtime import edges, verdict
 from nativert.runtime import pause as pauses
 from nativert.runtime import run as runs
-from nativert.runtime.context import descriptor_of
+from nativert.runtime.context import Context, descriptor_of
 from nativert.runtime.failpoints import failpoint
 from nativert.runtime.observe import Observed
 from nativert.runtime.views import End
@@ -157,26 +157,15 @@ def start_again(node: Node, uuid: str) -> bool:
     return started
 
 
-def withdraw(node: Node, ref: str) -> bool:
-    """Take back the wish that an instance run which has ended and waits; False if it does not."""
-    row = node.context.store.find(ref)
-    if not waits(row):
-        return False
-    withdrawn = False
-
-    def act(seen: Observed) -> Observed:
-        nonlocal withdrawn
-        if seen.state not in (State.CONFIGURED, State.DEFINED) or not waits(seen.row):
-            return seen
-        data = edges.encode({"state": seen.state.value})
-        row = node.context.store.update(
-            seen.row.uuid, wanted=seen.state.value, retry=None, event=("withdrawn", data)
-        )
-        withdrawn = True
-        return dataclasses.replace(seen, row=row)
-
-    node.operate(row.uuid, None, act, quiet=True)
-    return withdrawn
+def withdraw(context: Context, seen: Observed) -> Observed | None:
+    """Take back the wish that one which has ended and waits runs; None if it does not wait."""
+    if seen.state not in (State.CONFIGURED, State.DEFINED) or not waits(seen.row):
+        return None
+    data = edges.encode({"state": seen.state.value})
+    row = context.store.update(
+        seen.row.uuid, wanted=seen.state.value, retry=None, event=("withdrawn", data)
+    )
+    return dataclasses.replace(seen, row=row)
 
 
 def stop_unhealthy(node: Node, uuid: str, run: int, note: str) -> None:
