@@ -109,6 +109,9 @@ class Channel:
         poll.register(self.sock, select.POLLIN)
         while poll.poll(0):
             try:
+                if self._peer is None:
+                    self.peer()
+                    continue
                 message, fds = protocol.receive(self.sock)
             except (OSError, EOFError, ValueError):
                 return False
