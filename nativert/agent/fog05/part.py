@@ -11,7 +11,7 @@ from typing import Final
 import msgspec
 
 from nativert.agent.config import Config, Zenoh
-from nativert.agent.fog05 import functions, node_info, paths
+from nativert.agent.fog05 import access, functions, node_info, paths
 from nativert.agent.fog05.catalog import SharedCatalog
 from nativert.agent.fog05.forwarding import Forwarding
 from nativert.agent.fog05.functions import Functions
@@ -42,7 +42,7 @@ def connect(config: Zenoh, node_id: str) -> ZenohConnector:
         listen=config.listen,
         connect=config.connect,
         scouting=config.scouting,
-        more=config.options,
+        more={**access.options(config, node_id), **config.options},
     )
     local = (f"{keys.ACTUAL}/{node_id}/**", f"{keys.DESIRED}/{node_id}/**")
     spaces = (
