@@ -79,12 +79,9 @@ _MESSAGES: Final[Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
 
 def options(config: Zenoh, node_id: str) -> dict[str, Any]:
     """Return the keys of Zenoh's own configuration for a node; NativertError for a wrong file."""
-    tls = config.tls
-    if tls is None:
+    tls, shown = config.tls, credentials(config)
+    if tls is None or shown is None:
         return {}
-    for secret in (tls.key, *([tls.users] if tls.users else [])):
-        private(Path(secret))
-    shown = Credentials(ca=tls.ca, certificate=tls.certificate, key=tls.key, **_login(tls))
     access = config.access
     names = {NODE: access.nodes, CLIENT: access.clients, PLUGIN: access.plugins}
     return {
@@ -92,6 +89,16 @@ def options(config: Zenoh, node_id: str) -> dict[str, Any]:
         **listening(tls.certificate, tls.key, tls.users),
         "access_control": control(node_id, names, users=tls.users is not None),
     }
+
+
+def credentials(config: Zenoh) -> Credentials | None:
+    """Return what the node itself shows to others; NativertError for a wrong file."""
+    tls = config.tls
+    if tls is None:
+        return None
+    for secret in (tls.key, *([tls.users] if tls.users else [])):
+        private(Path(secret))
+    return Credentials(ca=tls.ca, certificate=tls.certificate, key=tls.key, **_login(tls))
 
 
 def _login(tls: ZenohTls) -> dict[str, str]:
