@@ -167,9 +167,11 @@ class Zenoh(Part, frozen=True, kw_only=True):
     options: dict[str, Any] = msgspec.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Refuse a listener for everybody, and what would keep a processor busy."""
+        """Refuse a listener for everybody, and what means nothing or keeps a processor busy."""
         if not 0.1 <= self.status_interval_s <= 3600:
             raise DescriptorError("zenoh.status_interval_s", "must be between 0.1 and 3600")
+        if self.tls is None and self.access != ZenohAccess():
+            raise DescriptorError("zenoh.access", "says who may do what: that needs zenoh.tls")
         for name, endpoints in (("listen", self.listen), ("connect", self.connect)):
             for endpoint in endpoints:
                 self._check(name, endpoint)

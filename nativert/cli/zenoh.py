@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import shutil
 import socket
 from pathlib import Path
 from typing import Any
@@ -112,9 +113,17 @@ def init(
         made = folder.create(
             directory, wanted, port=options["port"], password=options["password"], force=force
         )
-    installed = installation.install(directory / "nodes" / own, etc) if here else []
+    try:
+        installed = installation.install(directory / "nodes" / own, etc) if here else []
+    except OSError:
+        if ca is None:
+            shutil.rmtree(directory)
+        raise
     if session.json:
-        output.document({"authority": directory, "made": made, "installed": installed})
+        told = {"made": made, "installed": installed}
+        output.document(
+            {"authority": str(directory), **{k: [str(x) for x in v] for k, v in told.items()}}
+        )
         return
     output.line(f"authority {directory}: keep {directory / 'ca.key'} to yourself")
     for path in made:
@@ -132,9 +141,8 @@ def _advice(kind: str, path: Path) -> str:
 def _refuse_beside_ca(ca: Path | None, directory: Path | None) -> None:
     if ca is None:
         return
-    context = click.get_current_context()
-    given = [name for name in ("port", "password")
-             if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]  # fmt: skip
+    source = click.get_current_context().get_parameter_source
+    given = [x for x in ("port", "password") if source(x) is ParameterSource.COMMANDLINE]
     if given or directory:
         raise click.UsageError("--ca goes with none of --dir, --port, --password")
 

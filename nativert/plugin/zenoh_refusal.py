@@ -32,6 +32,8 @@ def refusal(endpoint: str, credentials: Credentials | None) -> str:
 def look(endpoint: str, credentials: Credentials | None) -> Look:
     """Try an endpoint; it takes some seconds at most."""
     protocol, _, address = endpoint.partition("/")
+    if protocol not in ("tls", "tcp"):
+        return Look(True, f"{endpoint} does not let this one in")
     host, _, port = address.partition("#")[0].partition("?")[0].rpartition(":")
     host = host.strip("[]") or address
     number = int(port) if port.isdigit() else _PORT

@@ -46,6 +46,7 @@ def test_the_example_says_the_defaults() -> None:
         ('[zenoh]\nlisten = ["tls/host:7447"]', "without zenoh.tls only a loopback"),
         (f'[zenoh]\nlisten = ["tcp/127.0.0.1:7447"]\n{TLS}', "with zenoh.tls there is no"),
         (f'[zenoh]\nlisten = []\nconnect = ["tcp/a:1"]\n{TLS}', "zenoh.connect: tcp/a:1: with"),
+        ('[zenoh.access]\nclients = ["me"]', "zenoh.access: says who may"),
         ('[zenoh.tls]\nca = "a"', "zenoh.tls.certificate: is required"),
         ("[zenoh]\nstatus_interval_s = 0", "zenoh.status_interval_s: must be between"),
         ("[zenoh]\nlock = 1", "zenoh.lock: is not a known field"),

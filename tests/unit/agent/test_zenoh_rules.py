@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ from nativert.agent.config import Zenoh, ZenohAccess, ZenohTls
 from nativert.agent.fog05 import access
 from nativert.errors import NativertError
 from nativert.plugin.zenoh_credentials import CLIENT, NODE, PLUGIN
+from nativert.plugin.zenoh_session import Settings, open_session
 
 NAMES = {NODE: (NODE,), CLIENT: (CLIENT, "other"), PLUGIN: ()}
 
@@ -80,9 +80,8 @@ def test_a_client_answers_nobody() -> None:
 
 def test_it_is_what_zenoh_takes() -> None:
     for users in (False, True):
-        config = zenoh.Config()
         control = access.control("n", NAMES, users=users)
-        config.insert_json5("access_control", json.dumps(control))
+        open_session(Settings(more={"access_control": control})).close()
         assert control["enabled"]
         assert control["default_permission"] == "deny"
         assert len({rule["id"] for rule in control["rules"]}) == len(control["rules"])
