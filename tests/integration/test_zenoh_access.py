@@ -17,6 +17,7 @@ from agents import serving, start
 from authorities import client, found, free_ports, hand_out, init, session, whole_life
 from fog05_clients import FIMAPI, descriptor, in_time
 from nodes import CLI, MakeNode, until
+from nodes import start as start_instance
 
 from nativert.errors import NativertError
 from nativert.fog05 import install, yaks
@@ -30,9 +31,9 @@ ASKED = "dgfos/0/tenants/0"
 
 
 class Pair:
-    """Two nodes of one authority with their agents, each in its own root."""
+    """Two nodes of one authority with their agents, each in its own root; *more* is for b."""
 
-    def __init__(self, tmp_path: Path, make_node: MakeNode, *options: str) -> None:
+    def __init__(self, tmp_path: Path, make_node: MakeNode, *options: str, more: str = "") -> None:
         self.authority = tmp_path / "authority"
         nodes = ("--node", "a=127.0.0.1", "--node", "b=127.0.0.1")
         init("--dir", self.authority, *nodes, "--plugin", "p", *options)
@@ -44,6 +45,8 @@ class Pair:
             root.parent.mkdir()
             hand_out(self.authority, name, root, self.ports[number], *others)
             self.nodes.append(make_node(root))
+        with (self.roots[1] / "etc/nativert/conf.d/zenoh.toml").open("a") as file:
+            file.write(more)
         self.ids = [node.identity.id for node in self.nodes]
         self.stack = ExitStack()
         self.agents = [self.stack.enter_context(serving(root)) for root in self.roots]
@@ -215,10 +218,59 @@ def test_who_is_denied_is_told_by_the_deadline(pair: Pair, monkeypatch: pytest.M
     one.logout()
 
 
-def test_a_node_that_is_not_there_is_told_to_who_moves_an_instance(pair: Pair) -> None:
-    with pair.agents[0].client() as here, pytest.raises(NativertError) as refused:
-        here.migrate("x", "nobody")
-    assert refused.value.code.exit_code == 3
+def test_a_node_that_denies_another_one_is_no_place_to_move_to(
+    tmp_path: Path, make_node: MakeNode
+) -> None:
+    # What shows the common name of our nodes is nobody to b.
+    pair = Pair(tmp_path, make_node, more='[zenoh.access]\nnodes = ["others"]\n')
+    with pair.stack:
+        start_instance(pair.nodes[0], name="mover", shell="sleep 1000")
+        with pair.agents[0].client() as here, pytest.raises(NativertError) as refused:
+            here.migrate("mover", pair.ids[1])
+        assert refused.value.code.exit_code == 3
+        assert "let each other in" in refused.value.hint
+        assert pair.nodes[0].get("mover").state == "RUNNING"
+        with session(pair.ports[0], pair.credentials) as one:
+            own = f"{TREE}/nodes/{pair.ids[0]}/info"
+            selector = f"{TREE}/nodes/*/info"
+            until(lambda: found(one, selector) != [], deadline_s=LONG, what="its own is seen")
+            assert found(one, selector) == [own]
+
+
+def test_a_node_that_is_made_later_is_let_in_by_those_that_are_there(
+    pair: Pair, tmp_path: Path, make_node: MakeNode
+) -> None:
+    api = pair.api()
+    init("--ca", pair.authority, "--node", "c=127.0.0.1")
+    root = tmp_path / "c" / "node"
+    root.parent.mkdir()
+    hand_out(pair.authority, "c", root, *free_ports(1), pair.ports[0])
+    later = make_node(root)
+    with serving(root):
+        ids = sorted([*pair.ids, later.identity.id])
+        until(lambda: sorted(in_time(api.node.list)) == ids, deadline_s=LONG, what="all are seen")
+
+
+def test_a_node_of_another_authority_says_in_its_log_that_it_is_not_let_in(
+    pair: Pair, tmp_path: Path, make_node: MakeNode
+) -> None:
+    other = tmp_path / "other"
+    init("--dir", other, "--node", "x=127.0.0.1")
+    root = tmp_path / "x" / "node"
+    root.parent.mkdir()
+    hand_out(other, "x", root, *free_ports(1), pair.ports[0])
+    make_node(root)
+    with serving(root) as agent:
+        until(
+            lambda: (
+                "not connected: the certificate of 127.0.0.1 is not accepted here"
+                in agent.log.read_text()
+            ),
+            deadline_s=LONG,
+            what="its log says so",
+        )
+    api = pair.api()
+    assert sorted(in_time(api.node.list)) == sorted(pair.ids)
 
 
 def test_the_plugin_process_serves_an_agent_that_asks_for_certificates(
