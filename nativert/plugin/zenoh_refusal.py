@@ -13,7 +13,7 @@ from nativert.plugin.zenoh_credentials import Credentials
 
 _TRY_S: Final = 3.0
 # A server tells that it refuses a certificate after the client has taken the handshake for done.
-_ALERT_S: Final = 1.0
+_ALERT_S: Final = 3.0
 _PORT: Final = 7447
 
 

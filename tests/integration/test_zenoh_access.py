@@ -199,7 +199,6 @@ def _named(one: zenoh.Session) -> Callable[[int], str]:
 
 
 def test_who_is_denied_is_told_by_the_deadline(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(yaks, "_JOIN_S", 1.0)
     plugin = pair.authority / "plugins/p/credentials.toml"
     node = pair.ids[0]
     yaks.show(plugin)
@@ -207,6 +206,7 @@ def test_who_is_denied_is_told_by_the_deadline(pair: Pair, monkeypatch: pytest.M
         one = yaks.Yaks.login(f"127.0.0.1:{pair.ports[0]}")
     finally:
         yaks.show(None)
+    monkeypatch.setattr(yaks, "_JOIN_S", 1.0)
     workspace = one.workspace("/")
     record = f"/{ASKED}/nodes/{node}/fdu/f/instances/i/info"
     with pytest.raises(ValueError, match="no node takes it within 1 s") as put:
