@@ -14,10 +14,12 @@ import msgspec
 
 from nativert.errors import Code, DescriptorError, NativertError
 from nativert.fdu.decoding import Part, build
+from nativert.plugin.zenoh_credentials import CLIENT, NODE, PLUGIN
 
 _READ_LIMIT = 1 << 20
 _MIN_REQUESTS = 16
 _MIN_BODY_BYTES = 4096
+_PARTS = "conf.d"
 _WITH_TLS = ("tls/", "quic/")
 
 
@@ -128,11 +130,34 @@ def _is_loopback(endpoint: str) -> bool:
         return False
 
 
+class ZenohTls(Part, frozen=True, kw_only=True):
+    """Everybody shows a certificate of one authority, and may do what its common name may.
+
+    With `users`, a file with a line `USER:PASSWORD` for each, clients and plugins log in instead.
+    Paths are relative to the directory of config.toml.
+    """
+
+    ca: str
+    certificate: str
+    key: str
+    users: str | None = None
+
+
+class ZenohAccess(Part, frozen=True, kw_only=True):
+    """The common names, or users, of those who may do what nodes, clients and plugins do."""
+
+    nodes: tuple[str, ...] = (NODE,)
+    clients: tuple[str, ...] = (CLIENT,)
+    plugins: tuple[str, ...] = (PLUGIN,)
+
+
 class Zenoh(Part, frozen=True, kw_only=True):
     """Other nodes, and clients of fog05; endpoints as tcp/127.0.0.1:7447."""
 
     listen: tuple[str, ...] = ("tcp/127.0.0.1:7447",)
     connect: tuple[str, ...] = ()
+    tls: ZenohTls | None = None
+    access: ZenohAccess = ZenohAccess()
     # The interface on which other nodes are looked for; "auto" is all of them, "" none.
     scouting: str = ""
     # Whether to listen on the network without TLS: who reaches it may do what root may.
@@ -142,16 +167,32 @@ class Zenoh(Part, frozen=True, kw_only=True):
     options: dict[str, Any] = msgspec.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Refuse a listener for everybody, and what would keep a processor busy."""
+        """Refuse a listener for everybody, and what means nothing or keeps a processor busy."""
         if not 0.1 <= self.status_interval_s <= 3600:
             raise DescriptorError("zenoh.status_interval_s", "must be between 0.1 and 3600")
-        for endpoint in self.listen:
-            if not (self.insecure or endpoint.startswith(_WITH_TLS) or _is_loopback(endpoint)):
-                raise DescriptorError(
-                    "zenoh.listen",
-                    f"{endpoint}: without TLS only a loopback address may be listened on",
-                    hint="use tcp/127.0.0.1:PORT or tls/, or say insecure = true",
-                )
+        if self.tls is None and self.access != ZenohAccess():
+            raise DescriptorError("zenoh.access", "says who may do what: that needs zenoh.tls")
+        for name, endpoints in (("listen", self.listen), ("connect", self.connect)):
+            for endpoint in endpoints:
+                self._check(name, endpoint)
+
+    def _check(self, name: str, endpoint: str) -> None:
+        encrypted = endpoint.startswith(_WITH_TLS)
+        if self.tls is not None and not encrypted:
+            raise DescriptorError(
+                f"zenoh.{name}",
+                f"{endpoint}: with zenoh.tls there is no endpoint without TLS",
+                hint=f"write tls/{endpoint.partition('/')[2]}",
+            )
+        if name == "connect" or self.insecure or _is_loopback(endpoint):
+            return
+        if self.tls is None:
+            raise DescriptorError(
+                "zenoh.listen",
+                f"{endpoint}: without zenoh.tls only a loopback address may be listened on",
+                hint="`nativert zenoh init` makes keys and configuration; --insecure, or "
+                "insecure = true, lets everybody in who reaches it",
+            )
 
 
 class Config(Part, frozen=True, kw_only=True):
@@ -169,25 +210,65 @@ class Config(Part, frozen=True, kw_only=True):
 
 def parse(data: bytes, *, source: str) -> Config:
     """Return the configuration in *data*; NativertError(DESCRIPTOR) names file and key."""
+    return _built(_tree(data, source), source)
+
+
+def read(path: Path, *, needed: bool, insecure: bool = False) -> Config:
+    """Return the configuration in *path*, the default one if it is absent and not *needed*.
+
+    A file of the directory `conf.d` beside it adds tables that no other file has. *insecure* is
+    the same as `zenoh.insecure`.
+    """
+    tree: dict[str, Any] = {}
+    parts = sorted(path.with_name(_PARTS).glob("*.toml"))
+    for source in (path, *parts):
+        data = _data(source, needed=needed or source is not path)
+        for name, value in _tree(data, str(source)).items():
+            if name in tree:
+                raise NativertError(
+                    f"{source}: {name} is in another file already",
+                    code=Code.DESCRIPTOR,
+                    hint=f"see {path} and {path.with_name(_PARTS)}",
+                )
+            tree[name] = value
+    if insecure and isinstance(tree.get("zenoh"), dict):
+        tree["zenoh"]["insecure"] = True
+    return _placed(_built(tree, str(path) if not parts else f"{path}, {_PARTS}"), path.parent)
+
+
+def _placed(config: Config, directory: Path) -> Config:
+    if config.zenoh is None or config.zenoh.tls is None:
+        return config
+    paths = {
+        name: str(directory.absolute() / value)
+        for name, value in msgspec.structs.asdict(config.zenoh.tls).items()
+        if value is not None
+    }
+    tls = ZenohTls(**paths)
+    return msgspec.structs.replace(config, zenoh=msgspec.structs.replace(config.zenoh, tls=tls))
+
+
+def _data(path: Path, *, needed: bool) -> bytes:
     try:
-        tree = tomllib.loads(data.decode())
+        with path.open("rb") as file:
+            return file.read(_READ_LIMIT)
+    except FileNotFoundError:
+        if needed:
+            raise NativertError(f"{path}: no such file", code=Code.DESCRIPTOR) from None
+        return b""
+    except OSError as e:
+        raise NativertError(f"{path}: {e.strerror}", code=Code.DESCRIPTOR) from None
+
+
+def _tree(data: bytes, source: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(data.decode())
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as e:
         raise NativertError(f"{source}: {e}", code=Code.DESCRIPTOR) from None
+
+
+def _built(tree: dict[str, Any], source: str) -> Config:
     try:
         return build(tree, Config)
     except DescriptorError as e:
         raise NativertError(f"{source}: {e.message}", code=Code.DESCRIPTOR, hint=e.hint) from None
-
-
-def read(path: Path, *, needed: bool) -> Config:
-    """Return the configuration in *path*, the default one if it is absent and not *needed*."""
-    try:
-        with path.open("rb") as file:
-            data = file.read(_READ_LIMIT)
-    except FileNotFoundError:
-        if needed:
-            raise NativertError(f"{path}: no such file", code=Code.DESCRIPTOR) from None
-        return Config()
-    except OSError as e:
-        raise NativertError(f"{path}: {e.strerror}", code=Code.DESCRIPTOR) from None
-    return parse(data, source=str(path))

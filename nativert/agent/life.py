@@ -31,7 +31,14 @@ _SETTLING_S = 5.0
 
 
 def run(
-    root: Path | None, *, here: bool, source: Path, accepted: Config, stop_all: bool, began: float
+    root: Path | None,
+    *,
+    here: bool,
+    source: Path,
+    accepted: Config,
+    stop_all: bool,
+    insecure: bool,
+    began: float,
 ) -> None:
     """Serve until SIGTERM or SIGINT; *began* is when the process did, for the log."""
     with ExitStack() as held:
@@ -48,7 +55,16 @@ def run(
             network = join(node, context, accepted)
         plugins = Plugins(node, reporter, directory, network)
         held.callback(plugins.close)
-        agent = Agent(node, context, plugins, reporter, source, accepted, stop_all=stop_all)
+        agent = Agent(
+            node,
+            context,
+            plugins,
+            reporter,
+            source,
+            accepted,
+            stop_all=stop_all,
+            insecure=insecure,
+        )
         asyncio.run(agent.run(began))
 
 
@@ -65,11 +81,13 @@ class Agent:
         config: Config,
         *,
         stop_all: bool,
+        insecure: bool,
     ) -> None:
         self._node = node
         self._plugins = plugins
         self._context = context
         self._source = source
+        self._insecure = insecure
         self._config = config
         self._stop_all = stop_all or config.stop_all
         self._asked_stop_all = stop_all
@@ -138,7 +156,7 @@ class Agent:
     def _reload(self) -> None:
         """Read the configuration again: log level, the monitor and stop_all take effect."""
         try:
-            fresh = configuration.read(self._source, needed=False)
+            fresh = configuration.read(self._source, needed=False, insecure=self._insecure)
         except NativertError as e:
             LOGGER.error("not reloaded: %s", e)
             return

@@ -70,7 +70,7 @@ class Moves:
             raise NativertError(
                 f"{peer}: no such node is there",
                 code=Code.NOT_FOUND,
-                hint="see whether its agent runs, and has this one among its peers",
+                hint="see whether its agent runs, and whether both agents let each other in",
             )
         return found[0]
 

@@ -15,11 +15,13 @@ from nativert.agent import logs
 from nativert.agent.logs import LOGGER
 from nativert.agent.reporting import FanOut, LogReporter
 from nativert.errors import Code, DescriptorError, NativertError
-from nativert.plugin import keys, manifest, zenoh_package
+from nativert.plugin import keys, manifest, zenoh_credentials, zenoh_package
 from nativert.plugin.connector import Connector
 from nativert.plugin.manifest import Manifest
 from nativert.plugin.runtime_plugin import NativePlugin
 from nativert.plugin.surroundings import Surroundings, evals, of_node
+from nativert.plugin.zenoh_credentials import Credentials
+from nativert.plugin.zenoh_refusal import refusal
 from nativert.runtime.context import Context
 from nativert.runtime.node import Node
 from nativert.runtime.supervision.supervisor import Supervisor
@@ -42,7 +44,7 @@ def serve(root: Path | None, source: Path, *, here: bool = False) -> None:
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
-    given, node_id, locator = _read(source)
+    given, node_id, locator, credentials = _read(source)
     with ExitStack() as held:
         _lock(root, held)
         logs.configure("info")
@@ -59,9 +61,10 @@ def serve(root: Path | None, source: Path, *, here: bool = False) -> None:
             keys.plugin(node_id, given.uuid),
             f"{keys.ACTUAL}/{node_id}/runtimes/{given.uuid}/**",
         )
-        connector = ZenohConnector(open_session(Settings(connect=(locator,))), spaces=own)
+        settings = Settings(connect=(locator,), credentials=credentials)
+        connector = ZenohConnector(open_session(settings), spaces=own)
         held.callback(connector.close)
-        _wait(connector, node_id, locator, ended)
+        _wait(connector, node_id, locator, credentials, ended)
         around = of_node(node, reporter, connector)
         held.callback(around.close)
         plugin = _plugin(given, node_id, around)
@@ -74,8 +77,8 @@ def serve(root: Path | None, source: Path, *, here: bool = False) -> None:
     LOGGER.info("ended; the instances go on")
 
 
-def _read(source: Path) -> tuple[Manifest, str, str]:
-    """Return the manifest, the node's id and the agent's endpoint."""
+def _read(source: Path) -> tuple[Manifest, str, str, Credentials | None]:
+    """Return the manifest, the node's id, the agent's endpoint and what is shown there."""
     try:
         with source.open("rb") as file:
             given = manifest.decode(file.read(manifest.MAX_BYTES + 1), source=str(source))
@@ -87,8 +90,11 @@ def _read(source: Path) -> tuple[Manifest, str, str]:
             raise DescriptorError(f"configuration.{name}", "is required", hint=f"in {source}")
     if given.name.lower() != "native" or given.type != "runtime":
         raise DescriptorError("name", f"is {given.name!r}: an agent gives FDUs to `native` only")
-    locator = configuration.ylocator
-    return given, configuration.nodeid, locator if "/" in locator else f"tcp/{locator}"
+    locator, shown = configuration.ylocator, configuration.credentials
+    credentials = zenoh_credentials.read(source.parent / shown) if shown else None
+    if "/" not in locator:
+        locator = f"{'tls' if credentials else 'tcp'}/{locator}"
+    return given, configuration.nodeid, locator, credentials
 
 
 def _lock(root: Path | None, held: ExitStack) -> None:
@@ -103,15 +109,22 @@ def _lock(root: Path | None, held: ExitStack) -> None:
     held.callback(lock.release)
 
 
-def _wait(connector: Connector, node_id: str, locator: str, ended: threading.Event) -> None:
+def _wait(
+    connector: Connector,
+    node_id: str,
+    locator: str,
+    credentials: Credentials | None,
+    ended: threading.Event,
+) -> None:
     """Wait for the agent's configuration: what is put before it listens would be lost."""
     deadline = time.monotonic() + _AGENT_S
     while not connector.get(f"{keys.ACTUAL}/{node_id}/configuration"):
         if ended.wait(0.1) or time.monotonic() > deadline:
+            why = refusal(locator, credentials)
             raise NativertError(
                 f"no agent of node {node_id} at {locator} within {_AGENT_S:.0f} s",
                 code=Code.TIMEOUT,
-                hint="look at configuration.nodeid and configuration.ylocator of the manifest",
+                hint=f"{why}; look at nodeid, ylocator and credentials in the manifest",
             )
 
 

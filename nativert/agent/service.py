@@ -13,7 +13,12 @@ from nativert.store.paths import Paths
 
 
 def serve(
-    root: Path | None, *, here: bool = False, config: Path | None = None, stop_all: bool = False
+    root: Path | None,
+    *,
+    here: bool = False,
+    config: Path | None = None,
+    stop_all: bool = False,
+    insecure: bool = False,
 ) -> None:
     """Serve the node until SIGTERM or SIGINT; NativertError if another agent does."""
     if os.geteuid() != 0:
@@ -23,7 +28,7 @@ def serve(
     began = time.monotonic()
     paths = Paths(root)
     source = config or paths.config
-    accepted = configuration.read(source, needed=config is not None)
+    accepted = configuration.read(source, needed=config is not None, insecure=insecure)
     paths.create()
     lock = NodeLock(paths, "agent")
     if not lock.try_acquire():
@@ -37,6 +42,14 @@ def serve(
         # Only now: whoever comes second shall leave at once.
         from nativert.agent.life import run
 
-        run(root, here=here, source=source, accepted=accepted, stop_all=stop_all, began=began)
+        run(
+            root,
+            here=here,
+            source=source,
+            accepted=accepted,
+            stop_all=stop_all,
+            insecure=insecure,
+            began=began,
+        )
     finally:
         lock.release()

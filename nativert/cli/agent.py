@@ -20,15 +20,20 @@ from nativert.cli.context import Session, pass_session
     help="Read this file instead of etc/nativert/config.toml.",
 )
 @click.option("--stop-all", is_flag=True, help="End the instances too when the agent ends.")
+@click.option(
+    "--insecure",
+    is_flag=True,
+    help="Listen for Zenoh without TLS on the network too, and let everybody in.",
+)
 @pass_session
-def agent(session: Session, config: Path | None, stop_all: bool) -> None:
+def agent(session: Session, config: Path | None, stop_all: bool, insecure: bool) -> None:
     """Serve this node: its API, its metrics, what needs somebody alive.
 
     TERM and INT end it and leave the instances running; HUP reads the configuration again.
     """
     from nativert.agent.service import serve
 
-    serve(session.root, here=session.here, config=config, stop_all=stop_all)
+    serve(session.root, here=session.here, config=config, stop_all=stop_all, insecure=insecure)
     # Threads may still wait for the end of an application: the interpreter must not be taken
     # down under them.
     sys.stderr.flush()

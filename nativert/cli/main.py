@@ -47,6 +47,7 @@ _COMMANDS = {
     "schema": "model:schema",
     "agent": "agent:agent",
     "plugin": "plugin:plugin",
+    "zenoh": "zenoh:zenoh",
     "gc": "host:gc",
     "doctor": "host:doctor",
     "backup": "backup:backup",

@@ -6,16 +6,23 @@ Their package `yaks` does not work with Zenoh 1.x: `install` puts one in its pla
 
 from __future__ import annotations
 
+import os
 import sys
+from pathlib import Path
 
 from nativert.errors import Code, NativertError
-from nativert.plugin import zenoh_package
+from nativert.plugin import zenoh_credentials, zenoh_package
 
 
-def install() -> None:
+def install(credentials: str | os.PathLike[str] | None = None) -> None:
     """Have ``import yaks`` find the stand-in.
 
-    NativertError: FAILED if another one is imported already, REQUIREMENTS without Zenoh.
+    *credentials* is a file as `nativert zenoh init` makes it for clients, which is shown to nodes;
+    the variable NATIVERT_ZENOH_CREDENTIALS names one too. An endpoint without a protocol is then
+    one of TLS.
+
+    NativertError: FAILED if another one is imported already, REQUIREMENTS without Zenoh, USAGE
+    or PERMISSION for credentials that cannot be used.
     """
     zenoh_package.require()
     from nativert.fog05 import yaks
@@ -27,3 +34,7 @@ def install() -> None:
             code=Code.FAILED,
             hint="call nativert.fog05.install() first",
         )
+    if credentials is not None:
+        path = Path(credentials)
+        zenoh_credentials.read(path)
+        yaks.show(path.absolute())

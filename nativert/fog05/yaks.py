@@ -7,10 +7,12 @@ a question to an eval.
 from __future__ import annotations
 
 import enum
+import os
 import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
+from pathlib import Path
 from typing import Any, Final
 
 import zenoh
@@ -18,10 +20,21 @@ from zenoh.handlers import Callback
 
 from nativert.errors import Code, NativertError
 from nativert.plugin import parameters as texts
+from nativert.plugin import zenoh_credentials
 from nativert.plugin.zenoh_connector import stamp_order
-from nativert.plugin.zenoh_session import Settings, open_session, reason
+from nativert.plugin.zenoh_credentials import Credentials
+from nativert.plugin.zenoh_session import SILENCE, Settings, open_session, reason
 
-__all__ = ["Change", "ChangeKind", "Encoding", "Entry", "Value", "Workspace", "Yaks"]
+__all__ = [
+    "Change",
+    "ChangeKind",
+    "Encoding",
+    "Entry",
+    "NoAnswerError",
+    "Value",
+    "Workspace",
+    "Yaks",
+]
 
 _READY: Final = "yaks_shim/ready"
 _JOIN_S: Final = 5.0
@@ -29,6 +42,9 @@ _GET_S: Final = 10.0
 # An eval may run an application, and answers when that has ended.
 _EVAL_S: Final = 30 * 86400.0
 _PORT: Final = 7447
+_VARIABLE: Final = "NATIVERT_ZENOH_CREDENTIALS"
+# Below it is what clients want nodes to do.
+_DESIRED: Final = "dgfos/"
 
 
 class Encoding(enum.Enum):
@@ -92,6 +108,10 @@ class Change(Entry):
         return self.kind
 
 
+class NoAnswerError(NativertError, ValueError):
+    """Nobody answers, or takes what is desired; fog05 itself raises ValueError then."""
+
+
 class Workspace:
     """Reads and writes; *executor* runs what is called back."""
 
@@ -102,11 +122,14 @@ class Workspace:
         self._mutex = threading.Lock()
         self._declared: dict[str, Any] = {}
         self._count = 0
+        self._alone_since: float | None = None
 
     def put(self, path: str, value: Value) -> bool:
-        """Put a whole value."""
+        """Put a whole value; NoAnswerError TIMEOUT for a request that no node takes."""
+        key = self._key(path)
+        self._until_taken(key)
         self._session.put(
-            self._key(path),
+            key,
             str(value.get_value()),
             encoding=zenoh.Encoding.ZENOH_STRING,
             timestamp=self._session.new_timestamp(),
@@ -116,9 +139,11 @@ class Workspace:
         return True
 
     def remove(self, path: str) -> bool:
-        """Take a value away."""
+        """Take a value away; NoAnswerError TIMEOUT for a request that no node takes."""
+        key = self._key(path)
+        self._until_taken(key)
         self._session.delete(
-            self._key(path),
+            key,
             timestamp=self._session.new_timestamp(),
             congestion_control=zenoh.CongestionControl.BLOCK,
             express=True,
@@ -126,7 +151,10 @@ class Workspace:
         return True
 
     def get(self, selector: str) -> list[Entry]:
-        """Return what a selector means, by path; of an eval the first answer."""
+        """Return what a selector means, by path; of an eval the first answer.
+
+        NoAnswerError: NOT_FOUND for an eval that nobody answers, NETWORK without any node.
+        """
         path, parameters, is_eval = _parse(selector)
         replies = self._session.get(
             zenoh.Selector(self._key(path), parameters),
@@ -148,6 +176,12 @@ class Workspace:
             known = found.get(entry.path)
             if known is None or known[0] < order:
                 found[entry.path] = (order, entry)
+        if is_eval:
+            raise NoAnswerError(f"{path}: nobody answers", code=Code.NOT_FOUND, hint=SILENCE)
+        if found:
+            self._alone_since = None
+        else:
+            self._refuse_if_alone()
         return [found[path][1] for path in sorted(found)]
 
     def subscribe(self, selector: str, listener: Callable[[list[Change]], None]) -> str:
@@ -195,6 +229,41 @@ class Workspace:
         """Answer no longer."""
         return self._undeclare(self._key(path))
 
+    def _until_taken(self, key: str) -> None:
+        """Wait until somebody hears what is desired: the client itself waits for ever for more."""
+        if not key.startswith(_DESIRED):
+            return
+        publisher = self._session.declare_publisher(key)
+        try:
+            deadline = time.monotonic() + _JOIN_S
+            while not publisher.matching_status.matching:  # type: ignore[attr-defined]
+                if time.monotonic() > deadline:
+                    raise NoAnswerError(
+                        f"/{key}: no node takes it within {_JOIN_S:g} s",
+                        code=Code.TIMEOUT,
+                        hint=SILENCE,
+                    )
+                time.sleep(0.005)
+        finally:
+            publisher.undeclare()  # type: ignore[no-untyped-call]
+
+    def _refuse_if_alone(self) -> None:
+        """Refuse to find nothing for ever where the session has lost its node."""
+        info = self._session.info
+        if info.peers_zid() or info.routers_zid():
+            self._alone_since = None
+            return
+        now = time.monotonic()
+        if self._alone_since is None:
+            self._alone_since = now
+        elif now - self._alone_since > _JOIN_S:
+            raise NoAnswerError(
+                f"no node for {_JOIN_S:g} s: the connection is lost",
+                code=Code.NETWORK,
+                hint="see whether the agent that the client was given runs",
+            )
+        time.sleep(0.02)
+
     def _call(self, function: Callable[..., None], *arguments: Any) -> None:
         if self._executor is None:
             function(*arguments)
@@ -212,6 +281,21 @@ class Workspace:
         return (path if path.startswith("/") else f"{self._prefix}/{path}").strip("/")
 
 
+_shown: Path | None = None
+
+
+def show(path: Path | None) -> None:
+    """Have the sessions that are opened from now on show what a file of credentials has."""
+    global _shown
+    _shown = path
+
+
+def _credentials() -> Credentials | None:
+    named = os.environ.get(_VARIABLE)
+    path = _shown or (Path(named) if named else None)
+    return None if path is None else zenoh_credentials.read(path)
+
+
 class Yaks:
     """A session with a network of nodes."""
 
@@ -222,13 +306,20 @@ class Yaks:
     def login(locator: str, properties: Mapping[str, Any] | None = None) -> Yaks:
         """Join the network at ``IP:PORT``; NativertError where nobody answers there.
 
-        *properties* has keys of Zenoh's own configuration with their values.
+        *properties* has keys of Zenoh's own configuration with their values. What `show` named, or
+        the variable NATIVERT_ZENOH_CREDENTIALS, is shown to who is there.
         """
-        endpoint = locator if "/" in locator else f"tcp/{locator}"
+        credentials = _credentials()
+        endpoint = locator if "/" in locator else f"{'tls' if credentials else 'tcp'}/{locator}"
         if endpoint.count(":") == 0:
             endpoint = f"{endpoint}:{_PORT}"
         session = open_session(
-            Settings(mode="client", connect=(endpoint,), more=dict(properties or {}))
+            Settings(
+                mode="client",
+                connect=(endpoint,),
+                credentials=credentials,
+                more=dict(properties or {}),
+            )
         )
         # A session is open before it knows who else is there: what is put then is lost.
         deadline = time.monotonic() + _JOIN_S
@@ -244,7 +335,8 @@ class Yaks:
         raise NativertError(
             f"{endpoint}: no node answers there",
             code=Code.NETWORK,
-            hint="look whether a `nativert agent` with [zenoh] runs, and whether you may ask it",
+            hint="look whether a `nativert agent` with [zenoh] runs, and whether its access "
+            "control lets these credentials ask it",
         )
 
     def admin(self) -> None:

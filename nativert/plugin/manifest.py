@@ -44,11 +44,13 @@ class Manifest(Part, frozen=True):
 class NativeConfiguration(Part, frozen=True):
     """What the native plugin takes of its manifest; intervals in seconds.
 
-    `ylocator` is for those who reach an agent over the network.
+    `ylocator` is for those who reach an agent over the network, `credentials` the file with
+    what they show there, relative to the manifest.
     """
 
     nodeid: str = ""
     ylocator: str = ""
+    credentials: str = ""
     update_interval: float | str = 10.0
     isolation: bool = True
 

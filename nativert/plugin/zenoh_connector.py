@@ -24,7 +24,7 @@ from nativert.plugin.connector import Answer, Closing, Sample, matches
 from nativert.plugin.path_tree import PathTree
 from nativert.plugin.string_api import Reply, failure
 from nativert.plugin.zenoh_queues import Declared, Listener, Question
-from nativert.plugin.zenoh_session import reason
+from nativert.plugin.zenoh_session import SILENCE, reason
 
 _GET_S: Final = 10.0
 _WORKERS: Final = 4
@@ -234,8 +234,9 @@ class ZenohConnector:
         except zenoh.ZError as e:
             raise _error(path, e) from None
         if late:
-            raise NativertError(f"{path}: no answer within {timeout_s:g} s", code=Code.TIMEOUT)
-        raise NativertError(f"{path}: nobody answers", code=Code.NOT_FOUND)
+            text = f"{path}: no answer within {timeout_s:g} s"
+            raise NativertError(text, code=Code.TIMEOUT, hint=SILENCE)
+        raise NativertError(f"{path}: nobody answers", code=Code.NOT_FOUND, hint=SILENCE)
 
     # -- liveliness ----------------------------------------------------------------------
 

@@ -8,11 +8,19 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import zenoh
 
 from nativert.errors import Code, NativertError
+from nativert.plugin.zenoh_credentials import Credentials
+from nativert.plugin.zenoh_refusal import refusal
+
+# Zenoh drops what is not allowed without a word: so who waits in vain can only guess.
+SILENCE: Final = (
+    "the node may be down or cut off, or its access control may not let this through: "
+    "look at its agent, and at the credentials used here"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,8 +28,9 @@ class Settings:
     """How a session reaches others; endpoints as ``tcp/127.0.0.1:7447``, times in seconds.
 
     `scouting` is the interface on which peers are looked for by multicast (`auto` is any of
-    them), empty for none. A peer that says nothing for `lease_s` is gone. `more` has further
-    keys of Zenoh's own configuration, with JSON values.
+    them), empty for none. A peer that says nothing for `lease_s` is gone. `credentials` are shown
+    to those who are connected to. `more` has further keys of Zenoh's own configuration, with JSON
+    values.
     """
 
     listen: tuple[str, ...] = ()
@@ -29,6 +38,7 @@ class Settings:
     scouting: str = ""
     lease_s: float = 2.0
     mode: str = "peer"
+    credentials: Credentials | None = None
     more: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -57,6 +67,8 @@ def open_session(settings: Settings) -> zenoh.Session:
     }
     if settings.scouting:
         values["scouting/multicast/interface"] = settings.scouting
+    if settings.credentials is not None:
+        values |= settings.credentials.options()
     config = zenoh.Config()
     for key, value in {**values, **settings.more}.items():
         try:
@@ -69,4 +81,8 @@ def open_session(settings: Settings) -> zenoh.Session:
         return zenoh.open(config)
     except zenoh.ZError as e:
         where = ", ".join((*settings.listen, *settings.connect)) or "no endpoint"
-        raise NativertError(f"zenoh: cannot open {where}: {reason(e)}", code=Code.NETWORK) from None
+        text = f"zenoh: cannot open {where}: {reason(e)}"
+        hint = ""
+        if settings.mode != "peer":
+            hint = "; ".join(refusal(one, settings.credentials) for one in settings.connect)
+        raise NativertError(text, code=Code.NETWORK, hint=hint) from None

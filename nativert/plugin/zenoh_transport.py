@@ -11,7 +11,7 @@ import zenoh
 from zenoh.handlers import Callback
 
 from nativert.errors import Code, NativertError
-from nativert.plugin.zenoh_session import reason
+from nativert.plugin.zenoh_session import SILENCE, reason
 from nativert.runtime.migration import messages
 from nativert.runtime.migration.messages import Answer, Message
 
@@ -69,8 +69,9 @@ class ZenohTransport:
         except zenoh.ZError as e:
             raise NativertError(f"node {peer}: zenoh: {reason(e)}", code=Code.NETWORK) from None
         if late:
-            raise NativertError(f"node {peer}: no answer within {timeout_s:g} s", code=Code.TIMEOUT)
-        raise NativertError(f"node {peer}: nobody answers", code=Code.NOT_FOUND)
+            text = f"node {peer}: no answer within {timeout_s:g} s"
+            raise NativertError(text, code=Code.TIMEOUT, hint=SILENCE)
+        raise NativertError(f"node {peer}: nobody answers", code=Code.NOT_FOUND, hint=SILENCE)
 
     def _took(self, query: zenoh.Query) -> None:
         try:

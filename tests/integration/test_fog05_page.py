@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import scale
 from agents import serving
+from authorities import hand_out, init
 from fog05_agents import AgentDouble
 from fog05_clients import free_port
 from nodes import CLI
@@ -45,6 +46,43 @@ def test_the_program_of_the_page_prints_what_it_says(root: Path, node: Node) -> 
     printed = done.stdout.strip()
     assert f"prints `{printed!s}`".replace("\n", "\\n") in PAGE
     assert node.list() == []
+
+
+def test_the_program_of_the_page_works_with_credentials(
+    root: Path, node: Node, tmp_path: Path
+) -> None:
+    port = free_port()
+    shown = tmp_path / "authority/clients/client/credentials.toml"
+    init("--dir", tmp_path / "authority", "--node", "a")
+    hand_out(tmp_path / "authority", "a", root, port)
+    command = [sys.executable, "-W", "ignore", "-c", block("python", port)]
+    with serving(root):
+        done = subprocess.run(
+            command,
+            env=os.environ | {"NATIVERT_ZENOH_CREDENTIALS": str(shown)},
+            capture_output=True,
+            text=True,
+            timeout=scale.seconds(30),
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.strip() in PAGE
+        without = subprocess.run(command, capture_output=True, text=True, timeout=scale.seconds(30))
+    assert without.returncode != 0
+    assert "may want TLS and credentials" in without.stderr
+
+
+def test_the_authority_of_the_page_is_made(tmp_path: Path) -> None:
+    lines = [x.strip() for x in PAGE.splitlines() if x.startswith("nativert zenoh init -")]
+    assert len(lines) == 2
+    for line in lines:
+        done = subprocess.run(
+            [*CLI, *line.split()[1:]], cwd=tmp_path, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in (tmp_path / "fleet/nodes").iterdir()) == [
+        "edge-1", "edge-2", "edge-3",
+    ]  # fmt: skip
+    assert (tmp_path / "fleet/clients/laptop/credentials.toml").is_file()
 
 
 def test_the_manifest_of_the_page_registers(root: Path, node: Node, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Final
 import msgspec
 
 from nativert.agent.config import Config, Zenoh
-from nativert.agent.fog05 import functions, node_info, paths
+from nativert.agent.fog05 import access, functions, node_info, paths, reaching
 from nativert.agent.fog05.catalog import SharedCatalog
 from nativert.agent.fog05.forwarding import Forwarding
 from nativert.agent.fog05.functions import Functions
@@ -42,7 +42,7 @@ def connect(config: Zenoh, node_id: str) -> ZenohConnector:
         listen=config.listen,
         connect=config.connect,
         scouting=config.scouting,
-        more=config.options,
+        more={**access.options(config, node_id), **config.options},
     )
     local = (f"{keys.ACTUAL}/{node_id}/**", f"{keys.DESIRED}/{node_id}/**")
     spaces = (
@@ -129,6 +129,10 @@ class Fog05:
         )
         self._tell_status()
         threading.Thread(target=self._watch, name="node status", daemon=True).start()
+        zenoh = self._config.zenoh
+        assert zenoh is not None
+        others = (zenoh.connect, access.credentials(zenoh), self._stopped)
+        threading.Thread(target=reaching.tell, args=others, name="others", daemon=True).start()
         self._open.callback(self.connector.liveliness(paths.alive(self._id)).close)
         self._open.callback(Moves(self._node, self.connector).close)
         self._answer(READY, lambda _: {"result": self._id})

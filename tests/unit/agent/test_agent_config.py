@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from nativert.agent.config import Config, Zenoh, parse, read
+from nativert.agent.config import Config, Zenoh, ZenohAccess, ZenohTls, parse, read
 from nativert.errors import Code, NativertError
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "config.toml"
+TLS = '[zenoh.tls]\nca = "a"\ncertificate = "c"\nkey = "/k"'
 
 
 def test_an_absent_file_is_an_empty_one(tmp_path: Path) -> None:
@@ -39,9 +40,14 @@ def test_the_example_says_the_defaults() -> None:
         ('[api.tcp]\naddress = "host:1"', "is not IP:PORT"),
         ('[api.tcp]\naddress = "127.0.0.1:99999"', "is not IP:PORT"),
         ('[api.tcp]\naddress = "127.0.0.1:1"\nkey = "k"', "all three, or none"),
-        ('[zenoh]\nlisten = ["tcp/0.0.0.0:7447"]', "zenoh.listen: tcp/0.0.0.0:7447: without TLS"),
-        ('[zenoh]\nlisten = ["tcp/host:7447"]', "without TLS only a loopback"),
-        ('[zenoh]\nlisten = ["udp/[::]:7447"]', "without TLS only a loopback"),
+        ('[zenoh]\nlisten = ["tcp/0.0.0.0:7447"]', "zenoh.listen: tcp/0.0.0.0:7447: without zenoh"),
+        ('[zenoh]\nlisten = ["tcp/host:7447"]', "without zenoh.tls only a loopback"),
+        ('[zenoh]\nlisten = ["udp/[::]:7447"]', "without zenoh.tls only a loopback"),
+        ('[zenoh]\nlisten = ["tls/host:7447"]', "without zenoh.tls only a loopback"),
+        (f'[zenoh]\nlisten = ["tcp/127.0.0.1:7447"]\n{TLS}', "with zenoh.tls there is no"),
+        (f'[zenoh]\nlisten = []\nconnect = ["tcp/a:1"]\n{TLS}', "zenoh.connect: tcp/a:1: with"),
+        ('[zenoh.access]\nclients = ["me"]', "zenoh.access: says who may"),
+        ('[zenoh.tls]\nca = "a"', "zenoh.tls.certificate: is required"),
         ("[zenoh]\nstatus_interval_s = 0", "zenoh.status_interval_s: must be between"),
         ("[zenoh]\nlock = 1", "zenoh.lock: is not a known field"),
         ('log_level = "loud"', "log_level"),
@@ -66,7 +72,8 @@ def test_an_address_of_the_network_needs_certificates() -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        'listen = ["tcp/127.0.0.1:1", "tcp/[::1]:1", "tls/0.0.0.0:1"]',
+        'listen = ["tcp/127.0.0.1:1", "tcp/[::1]:1", "tls/127.0.0.1:1"]',
+        f'listen = ["tls/0.0.0.0:1", "tls/127.0.0.1:1"]\n{TLS}',
         'insecure = true\nlisten = ["tcp/0.0.0.0:1"]',
         "listen = []",
         "",
@@ -80,4 +87,43 @@ def test_the_example_has_every_key_of_zenoh() -> None:
     section = EXAMPLE.read_text().split("# [zenoh]")[1].split("\n\n")[0]
     lines = ["[zenoh]", *(line.removeprefix("# ") for line in section.splitlines()[1:])]
     assert parse("\n".join(lines).encode(), source="x").zenoh == Zenoh()
-    assert [name for name in Zenoh.__struct_fields__ if f"# {name} = " not in section] == []
+    for part, tables in ((Zenoh, ("tls", "access")), (ZenohTls, ()), (ZenohAccess, ())):
+        names = [name for name in part.__struct_fields__ if name not in tables]
+        assert [name for name in names if f"# {name} = " not in EXAMPLE.read_text()] == []
+    tables = EXAMPLE.read_text().split("# [zenoh.tls]")[1].split("\n\n")[0]
+    lines = ["[zenoh.tls]", *(line.removeprefix("# ") for line in tables.splitlines()[1:])]
+    text = "[zenoh]\nlisten = []\n" + "\n".join(lines)
+    zenoh = parse(text.encode(), source="x").zenoh
+    assert zenoh is not None
+    assert zenoh.access == ZenohAccess()
+    assert zenoh.tls is not None
+
+
+def test_tables_may_be_in_files_of_their_own(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    parts = tmp_path / "conf.d"
+    parts.mkdir()
+    (parts / "zenoh.toml").write_text(f'[zenoh]\nlisten = ["tls/0.0.0.0:1"]\n{TLS}')
+    (parts / "zenoh.toml.bak").write_text("nothing of it")
+    alone = read(path, needed=False)
+    assert alone.zenoh is not None
+    assert alone.zenoh.tls == ZenohTls(ca=f"{tmp_path}/a", certificate=f"{tmp_path}/c", key="/k")
+    path.write_text('log_level = "debug"\n')
+    both = read(path, needed=True)
+    assert both.log_level == "debug"
+    assert both.zenoh == alone.zenoh
+    path.write_text("[zenoh]\n")
+    with pytest.raises(NativertError, match=r"zenoh\.toml: zenoh is in another file already"):
+        read(path, needed=True)
+
+
+def test_insecure_is_an_option_too(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text('[zenoh]\nlisten = ["tcp/0.0.0.0:1"]\n')
+    with pytest.raises(NativertError, match=r"zenoh init.*--insecure"):
+        read(path, needed=True)
+    told = read(path, needed=True, insecure=True).zenoh
+    assert told is not None
+    assert told.insecure
+    path.write_text("")
+    assert read(path, needed=True, insecure=True).zenoh is None

@@ -43,6 +43,7 @@ COMMANDS = [
     "schema",
     "agent",
     "plugin",
+    "zenoh",
     "gc",
     "doctor",
     "backup",

@@ -107,7 +107,36 @@ def test_evals_are_asked_as_fog05_writes_it(node: ZenohConnector, workspace: Wor
         {},
         {"descriptor": '{"args":["a; (b)"]}', "x": "1"},
     ]
-    assert workspace.get("/agfos/n/agent/exec/nothing") == []
+    with pytest.raises(ValueError, match="nobody answers") as refused:
+        workspace.get("/agfos/n/agent/exec/nothing")
+    assert "access control" in str(refused.value)
+
+
+def test_what_is_desired_and_no_node_takes_is_an_error(
+    node: ZenohConnector, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[str] = []
+    node.subscribe("/dgfos/n/**", lambda sample: heard.append(sample.path))
+    assert workspace.put("/dgfos/n/x", Value("1"))
+    monkeypatch.setattr("nativert.fog05.yaks._JOIN_S", 0.3)
+    with pytest.raises(ValueError, match=r"/dgfos/m/x: no node takes it within 0\.3 s") as refused:
+        workspace.put("/dgfos/m/x", Value("1"))
+    assert isinstance(refused.value, NativertError)
+    assert "access control" in refused.value.hint
+    with pytest.raises(ValueError, match="no node takes it"):
+        workspace.remove("/dgfos/m/x")
+
+
+def test_who_looks_for_something_is_told_that_the_node_is_gone(
+    node: ZenohConnector, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert workspace.get("/agfos/nothing") == []
+    monkeypatch.setattr("nativert.fog05.yaks._JOIN_S", 0.3)
+    node.close()
+    deadline = time.monotonic() + LONG
+    with pytest.raises(ValueError, match="the connection is lost"):
+        while time.monotonic() < deadline:
+            workspace.get("/agfos/nothing")
 
 
 def test_an_eval_of_the_sdk_is_answered(node: ZenohConnector, workspace: Workspace) -> None:
