@@ -272,14 +272,23 @@ class LauncherClient:
 
     def ready(self) -> None:
         """Have a launcher that stays until `close`: its cgroups may go when it goes."""
-        while self._idle:
-            channel = self._idle.pop()
-            # A connection ends with the launcher; one that stands still is found out by create.
-            if channel.quiet():
-                self._idle.append(channel)
-                return
-            channel.close()
-        self._idle.append(self._connect())
+        for _ in range(2):
+            channel = self._take()
+            try:
+                channel.call({"verb": "hello"})
+            except (EOFError, ConnectionError, TimeoutError) as e:
+                # Kept since an earlier use, and its launcher was killed or stopped meanwhile.
+                if isinstance(e, TimeoutError):
+                    channel.kill_peer()
+                channel.close()
+                self.close()
+                continue
+            except BaseException:
+                channel.close()
+                raise
+            self._idle.append(channel)
+            return
+        raise OSError(errno.ECHILD, "the launcher does not stay")
 
     def create(self, sandbox: Any, *, meanwhile: Callable[[], None] | None = None) -> Created:
         """Create an init for a `plan.Sandbox`; raises ReportedError, OSError.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -32,6 +33,8 @@ def points_in_the_code() -> Iterator[str]:
                 and isinstance(node.args[0], ast.Constant)
             ):
                 yield str(node.args[0].value)
+    for path in Path(nativert.__file__).parent.rglob("*.c"):
+        yield from re.findall(r'\bfailpoint\("([^"]+)"', path.read_text())
 
 
 def test_every_point_of_the_code_is_declared() -> None:

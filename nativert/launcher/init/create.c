@@ -30,7 +30,9 @@
 void name_process(const char *name)
 {
 	memset(launcher.name, 0, launcher.name_room);
-	strncpy(launcher.name, name, launcher.name_room - 1);
+	strncpy(launcher.name, name, launcher.name_room - 2);
+	/* An end that is no NUL has the kernel show it up to the first one (setproctitle(3)). */
+	launcher.name[launcher.name_room - 1] = '.';
 	prctl(PR_SET_NAME, name, 0, 0, 0);
 }
 
@@ -263,7 +265,8 @@ _Noreturn void become_init(const struct json *sandbox, int control)
 	else
 		put_bool(&outgoing, "ok", true);
 	text_close(&outgoing);
-	packet_send(CONTROL_FD, &outgoing, NULL, 0);
+	/* A launcher that has died meanwhile has told nobody of this init. */
+	failed |= packet_send(CONTROL_FD, &outgoing, NULL, 0);
 	close(CONTROL_FD);
 	if (failed)
 		_exit(1);
