@@ -110,38 +110,55 @@ def test_files_are_reached_in_every_state(facade: Facade, node: Node, state: str
 def test_what_is_wrong_is_said_with_its_exit_code(
     served: Agent | None, node: Node, cli: Cli, tmp_path: Path
 ) -> None:
-    start(node, name="app", shell=f"mkdir d; ln -s /etc l; mkfifo p; echo ready; exec {SLEEP}")
+    start(node, name="app", shell=f"mkdir d; ln -s /etc l; echo ready; exec {SLEEP}")
     until_logged(node, "app", "ready")
-    source = tmp_path / "source"
+    source, kept = tmp_path / "source", tmp_path / "kept"
     source.write_text("content")
+    kept.write_text("as it was")
     for arguments, code, word in (
         (("ls", "nobody"), 3, "not-found"),
-        (("get", "nobody", "x"), 3, "not-found"),
-        (("put", "nobody", str(source), "x"), 3, "not-found"),
-        (("ls", "app", "none"), 3, "not-found"),
-        (("get", "app", "none"), 3, "not-found"),
+        (("get", "app", "none", str(kept)), 3, "not-found"),
         (("put", "app", str(source), "none/x"), 3, "not-found"),
-        (("get", "app", "d"), 2, "usage"),
-        (("get", "app", "p"), 2, "usage"),
         (("get", "app", "l/passwd"), 2, "usage"),
-        (("get", "app", "l"), 2, "usage"),
-        (("ls", "app", "l"), 2, "usage"),
-        (("get", "app", "../log/current"), 2, "usage"),
-        (("put", "app", str(source), "l/x"), 2, "usage"),
         (("put", "app", str(source), "../x"), 2, "usage"),
-        (("put", "app", str(source), "d"), 2, "usage"),
-        (("put", "app", str(source), "new/"), 2, "usage"),
-        (("put", "app", str(tmp_path / "no"), "x"), 2, "usage"),
         (("get", "app", b"\xff"), 2, "usage"),
     ):
         done = cli(*arguments, "-o", "json")
         assert (done.returncode, done.stdout) == (code, ""), arguments
         assert json.loads(done.stderr)["error"]["code"] == word
-    kept = tmp_path / "kept"
-    kept.write_text("as it was")
-    assert cli("get", "app", "none", str(kept)).returncode == 3
     assert kept.read_text() == "as it was"
     assert not [name for name in os.listdir(tmp_path) if name.startswith(".")]
+
+
+def test_nothing_but_files_below_data_is_reached(facade: Facade, node: Node) -> None:
+    start(node, name="app", shell=f"mkdir d; ln -s /etc l; mkfifo p; echo ready; exec {SLEEP}")
+    until_logged(node, "app", "ready")
+
+    def refused(attempt: Callable[[], object]) -> Code:
+        with pytest.raises(NativertError) as error:
+            attempt()
+        return error.value.code
+
+    def get(ref: str, path: str) -> Code:
+        return refused(lambda: list(facade.read_file(ref, path)))
+
+    def put(ref: str, path: str) -> Code:
+        return refused(lambda: facade.write_file(ref, path, [b"content"]))
+
+    def ls(ref: str, path: str) -> Code:
+        return refused(lambda: list(facade.ls(ref, path)))
+
+    for ask in (get, put, ls):
+        assert ask("nobody", "x") is Code.NOT_FOUND
+        for path in ("../log/current", "/data/../x", "l/passwd", "p\0"):
+            assert ask("app", path) is Code.USAGE, (ask, path)
+        assert ask("app", "none/x") is Code.NOT_FOUND
+        assert ask("app", "p/x") is Code.NOT_FOUND
+    for path in ("", "/data", "d", "p", "l"):
+        assert get("app", path) is Code.USAGE
+    for path in ("", "/data", "d", "new/"):
+        assert put("app", path) is Code.USAGE
+    assert ls("app", "l") is Code.USAGE
     assert sorted(entry.name for entry in node.ls("app")) == ["d", "l", "p"]
     assert not Path("/etc/x").exists()
 
