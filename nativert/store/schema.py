@@ -108,7 +108,8 @@ MADE: Final = frozenset(
 
 def described(connection: sqlite3.Connection) -> frozenset[int]:
     """Return a sum of each statement that tables and indexes were made by."""
-    found = connection.execute("SELECT sql FROM sqlite_master WHERE sql NOT NULL")
+    # By its type too: a flipped bit makes a blob of a text, or a number.
+    found = connection.execute("SELECT sql FROM sqlite_master WHERE typeof(sql) = 'text'")
     # How another SQLite lays out what ALTER adds makes no difference.
     plain = (" ".join(sql.split()).encode(errors="surrogateescape") for (sql,) in found)
     return frozenset(map(zlib.crc32, plain))

@@ -77,6 +77,17 @@ def test_a_damaged_description_is_told_as_damage(paths: Paths, old: bytes, new: 
         store.rows()
 
 
+def test_a_statement_that_became_a_blob_is_damage(paths: Paths) -> None:
+    fill(paths, 3)
+    connection = sqlite3.connect(paths.database)
+    connection.execute("PRAGMA writable_schema = ON")
+    connection.execute("UPDATE sqlite_master SET sql = CAST(sql AS BLOB) WHERE name = 'events'")
+    connection.commit()
+    connection.close()
+    with pytest.raises(NativertError, match="damaged"):
+        Store(paths)
+
+
 def test_what_an_operator_adds_is_no_damage(paths: Paths) -> None:
     rows = fill(paths, 3)
     connection = sqlite3.connect(paths.database)
