@@ -47,10 +47,11 @@ def place(
                 received.write(piece)
         with data.told(row.name, path):
             os.fsync(received.fd)
-        with holds.take(row.uuid) as hold:
-            _refuse(context, hold.row)
+        with holds.take(row.uuid):
+            row = context.store.get(row.uuid)
+            _refuse(context, row)
             with data.told(row.name, path):
-                made = _make(context, hold.row, directory)
+                made = _make(context, row, directory)
                 try:
                     received.name(directory, where, mode & data.MODES)
                 except BaseException:
