@@ -25,6 +25,7 @@ class Code(enum.Enum):
     NAME_TAKEN = ("name-taken", 1, 4)
     PORT_TAKEN = ("port-taken", 33, 4)
     ADDRESS_EXHAUSTED = ("no-address-left", 22, 1)
+    NO_SPACE = ("no-space-left", 10, 1)
     IDS_EXHAUSTED = ("no-id-range-left", 2, 1)
     IMAGE = ("image", 21, 1)
     NETWORK = ("network", 22, 1)

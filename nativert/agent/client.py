@@ -22,9 +22,18 @@ from nativert.errors import NativertError
 from nativert.fdu import descriptor as descriptors
 from nativert.fdu.descriptor import Descriptor
 from nativert.fdu.known import known
+from nativert.runtime import data
 from nativert.runtime.facade import Facade, Session
 from nativert.runtime.protocols import Progress
-from nativert.runtime.views import Check, Event, Figures, Instance, Leftover, LogLine
+from nativert.runtime.views import (
+    Check,
+    Entry,
+    Event,
+    Figures,
+    Instance,
+    Leftover,
+    LogLine,
+)
 
 _T = TypeVar("_T")
 _P = ParamSpec("_P")
@@ -210,6 +219,31 @@ class Client:
                 if not follow:
                     raise
 
+    def ls(self, ref: str, path: str = "") -> Iterator[Entry]:
+        """Yield what a directory below /data holds, in its own order; of a file the file."""
+        lines = self._wire.lines("GET", f"{_one(ref)}/files?{_path(path)}")
+        try:
+            yield from (msgspec.convert(line, known(Entry)) for line in lines)
+        except GoneError:
+            with self.direct() as node:
+                yield from node.ls(ref, path)
+
+    def read_file(self, ref: str, path: str) -> Iterator[bytes]:
+        """Yield a regular file below /data in pieces."""
+        try:
+            yield from self._wire.pieces("GET", f"{_one(ref)}/file?{_path(path)}")
+        except GoneError:
+            with self.direct() as node:
+                yield from node.read_file(ref, path)
+
+    @_or_alone
+    def write_file(
+        self, ref: str, path: str, pieces: Iterable[bytes], *, mode: int = 0o644
+    ) -> Entry:
+        """Put a file below /data in place at once, the application's own; all or nothing."""
+        target = f"{_one(ref)}/file?{_path(path, mode=f'{mode & data.MODES:04o}')}"
+        return self._wire.send(target, Entry, pieces)
+
     # -- questions ---------------------------------------------------------------------
 
     @_or_alone
@@ -292,6 +326,11 @@ class _Place:
             self._same = self._same + 1 if line.time == self._time else 1
             self._time = line.time
             yield line
+
+
+def _path(path: str, **more: str) -> str:
+    data.below(path)  # What has no bytes to be sent is refused as without an agent.
+    return urlencode({"path": path, **more})
 
 
 def _one(ref: str) -> str:

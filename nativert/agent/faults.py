@@ -35,6 +35,7 @@ _STATUS = {
     Code.TIMEOUT: 504,
     Code.ADDRESS_EXHAUSTED: 507,
     Code.IDS_EXHAUSTED: 507,
+    Code.NO_SPACE: 507,
 }
 _CODES = {code.word: code for code in Code}
 

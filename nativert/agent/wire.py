@@ -12,7 +12,8 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -47,6 +48,14 @@ def lost() -> LostError:
         "the agent went away before it had answered",
         code=Code.NO_AGENT,
         hint="nativert ps -a tells what came of it",
+    )
+
+
+def _silent() -> NativertError:
+    return NativertError(
+        f"the agent does not answer for {_PATIENCE_S:g} s",
+        code=Code.TIMEOUT,
+        hint="--no-agent goes without it; kill it if it does not go on",
     )
 
 
@@ -103,23 +112,80 @@ class Wire:
 
     def lines(self, method: str, target: str) -> Generator[dict[str, Any], None, None]:
         """Yield the objects of an answer that has one a line."""
+        rest = b""
+        with closing(self.pieces(method, target)) as pieces:
+            for data in pieces:
+                *lines, rest = (rest + data).split(b"\n")
+                for line in lines:
+                    yield _decoded(line)
+
+    def pieces(self, method: str, target: str) -> Generator[bytes, None, None]:
+        """Yield the bytes of an answer as they come."""
         connection, response = self._request(method, target, None)
         whole = False
         try:
-            rest = b""
-            # Not readline: it takes a connection that breaks off for the end of the answer.
-            while data := response.read1(_CHUNK):
-                *lines, rest = (rest + data).split(b"\n")
-                for line in lines:
-                    yield msgspec.json.decode(line)
+            while data := self._piece(response):
+                yield data
             whole = True
-        except (OSError, http.client.HTTPException, msgspec.DecodeError):
-            raise lost() from None
         finally:
             if whole:
                 self._keep(connection)
             else:
                 connection.close()
+
+    @staticmethod
+    def _piece(response: http.client.HTTPResponse) -> bytes:
+        try:
+            # Not readline: it takes a connection that breaks off for the end of the answer.
+            return response.read1(_CHUNK)
+        except (OSError, http.client.HTTPException):
+            raise lost() from None
+
+    def send(self, target: str, kind: type[_T], pieces: Iterable[bytes]) -> _T:
+        """PUT a body whose length nobody knows yet; return the answer as a *kind*.
+
+        Nothing of *pieces* was taken where GoneError is raised.
+        """
+        connection = self._connection()
+        try:
+            self._send(connection, target, pieces)
+            try:
+                self._await(connection)
+                response = connection.getresponse()
+                answer = response.read()
+            except (OSError, http.client.HTTPException):
+                raise lost() from None
+        finally:
+            connection.close()
+        if response.status >= 400:
+            raise _error(response.status, answer)
+        return msgspec.json.decode(answer, type=known(kind))
+
+    def _send(self, connection: _Connection, target: str, pieces: Iterable[bytes]) -> None:
+        """Send head and body, or as much of it as the agent wants before it refuses."""
+        sock = connection.sock
+        assert sock is not None
+
+        def taken(data: bytes) -> bool:
+            # It may take its time for a piece, but not stand still.
+            sock.settimeout(_PATIENCE_S)
+            try:
+                connection.send(data)
+            except TimeoutError:
+                raise _silent() from None
+            except OSError:
+                return False  # What it has said before is there to be read.
+            finally:
+                sock.settimeout(None)
+            return True
+
+        connection.putrequest("PUT", target)
+        connection.putheader("Transfer-Encoding", "chunked")
+        connection.endheaders()
+        for piece in filter(None, pieces):
+            if not _quiet(sock) or not taken(b"%x\r\n%b\r\n" % (len(piece), piece)):
+                return
+        taken(b"0\r\n\r\n")
 
     def _request(
         self, method: str, target: str, asked: object
@@ -155,11 +221,7 @@ class Wire:
         poll.register(connection.sock, select.POLLIN)
         while not poll.poll(_LOOK_S * 1000):
             if not self._answers():
-                raise NativertError(
-                    f"the agent does not answer for {_PATIENCE_S:g} s",
-                    code=Code.TIMEOUT,
-                    hint="--no-agent goes without it; kill it if it does not go on",
-                )
+                raise _silent()
 
     def _answers(self) -> bool:
         """Tell whether the agent answers what needs nothing but its loop."""
@@ -206,6 +268,14 @@ def _quiet(sock: socket.socket) -> bool:
     except OSError:
         pass
     return False
+
+
+def _decoded(line: bytes) -> dict[str, Any]:
+    try:
+        decoded: dict[str, Any] = msgspec.json.decode(line)
+    except msgspec.DecodeError:
+        raise lost() from None
+    return decoded
 
 
 def _error(status: int, answer: bytes) -> NativertError:

@@ -41,6 +41,14 @@ def json_line(value: object) -> None:
     line(msgspec.json.encode(value).decode())
 
 
+def data(content: bytes) -> None:
+    """Print bytes as they are."""
+    try:
+        write_all(1, content)
+    except BrokenPipeError as e:
+        raise StdoutClosedError from e
+
+
 def line(text: str) -> None:
     """Print one line (or a text that has several) at once."""
     try:

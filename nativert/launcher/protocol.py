@@ -31,7 +31,7 @@ EXIT_FILE: Final = "exit.json"
 LOG_FILE: Final = "current"
 MAX_MESSAGE: Final = 16 << 20
 _MAX_PACKET: Final = 64 << 10
-_MAX_FDS: Final = 16
+MAX_FDS: Final = 16
 _LARGE: Final = b'{"large":true}'
 
 
@@ -101,7 +101,7 @@ def receive(sock: socket.socket) -> tuple[Message, list[int]]:
 def _receive_packet(sock: socket.socket) -> tuple[bytes, list[tuple[int, int, bytes]], int]:
     # Not socket.recv_fds: Python 3.11's forgets the flags.
     data, ancillary, flags, _ = sock.recvmsg(
-        _MAX_PACKET, socket.CMSG_SPACE(4 * _MAX_FDS), socket.MSG_CMSG_CLOEXEC
+        _MAX_PACKET, socket.CMSG_SPACE(4 * MAX_FDS), socket.MSG_CMSG_CLOEXEC
     )
     return data, ancillary, flags
 

@@ -109,7 +109,14 @@ class InstanceEvals:
         return b"".join(parts).decode(errors="replace")
 
     def _ls(self, _fdu: str, instance: str, _parameters: Mapping[str, str]) -> str:
-        return json.dumps(self._node.ls(instance))
+        names: list[str] = []
+        size = 0
+        for one in self._node.ls(instance):
+            names.append(f"{one.name}/" if one.kind == "directory" else one.name)
+            size += len(one.name)
+            if size > MAX_TEXT_BYTES:
+                raise NativertError(f"{instance}: holds too many files to tell", code=Code.FAILED)
+        return json.dumps(sorted(names))
 
     def _get(self, _fdu: str, instance: str, parameters: Mapping[str, str]) -> str:
         name = parameters.get("filename", "")

@@ -22,10 +22,11 @@ from nativert.isolation.syscalls import (
 def find(directory: Path, path: str, *, links: bool) -> int:
     """Return an O_PATH descriptor of *path* beneath *directory*; the caller closes it.
 
-    Raises OSError: EXDEV for a link that leads out, with *links* false ELOOP for any link.
+    Raises OSError: EXDEV for a link that leads out, with *links* false ELOOP for any link, and
+    ENOTDIR where *directory* is one.
     """
     rules = RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS | (0 if links else RESOLVE_NO_SYMLINKS)
-    return _resolve(directory, path, rules)
+    return _resolve(directory, path, rules, 0 if links else os.O_DIRECTORY | os.O_NOFOLLOW)
 
 
 def find_in_root(root: Path, path: str) -> int:
@@ -59,8 +60,8 @@ def head(fd: int, limit: int) -> bytes | None:
         return file.read(limit)
 
 
-def _resolve(directory: Path, path: str, rules: int) -> int:
-    top = os.open(directory, os.O_PATH | os.O_CLOEXEC)
+def _resolve(directory: Path, path: str, rules: int, flags: int = 0) -> int:
+    top = os.open(directory, os.O_PATH | os.O_CLOEXEC | flags)
     try:
         return openat2(top, path.lstrip("/") or ".", os.O_PATH, 0, rules)
     finally:

@@ -6,13 +6,21 @@ the API. Both satisfy `Facade`, so that a command answers alike with an agent an
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Protocol, Self
 
 from nativert.fdu.descriptor import Descriptor
 from nativert.runtime.protocols import Progress
-from nativert.runtime.views import Check, Event, Figures, Instance, Leftover, LogLine
+from nativert.runtime.views import (
+    Check,
+    Entry,
+    Event,
+    Figures,
+    Instance,
+    Leftover,
+    LogLine,
+)
 
 
 class Session(Protocol):
@@ -119,6 +127,20 @@ class Facade(Protocol):
 
     def logs(self, ref: str, *, follow: bool = False, tail: int | None = None) -> Iterator[LogLine]:
         """Yield the log of the instance's runs; with *follow* until the application ends."""
+        ...
+
+    def ls(self, ref: str, path: str = "") -> Iterator[Entry]:
+        """Yield what a directory below /data holds, in its own order; of a file the file."""
+        ...
+
+    def read_file(self, ref: str, path: str) -> Iterator[bytes]:
+        """Yield a regular file below /data in pieces."""
+        ...
+
+    def write_file(
+        self, ref: str, path: str, pieces: Iterable[bytes], *, mode: int = 0o644
+    ) -> Entry:
+        """Put a file below /data in place at once, the application's own; all or nothing."""
         ...
 
     def get(self, ref: str) -> Instance:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 import uuid as uuids
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -37,7 +37,7 @@ from nativert.runtime.observe import Observed, observe, settle
 from nativert.runtime.protocols import Moving, NetworkManager, Os, Progress, Reporter
 from nativert.runtime.questions import Questions
 from nativert.runtime.supervision import acts
-from nativert.runtime.views import Instance
+from nativert.runtime.views import Entry, Instance
 from nativert.store.durable import Row
 from nativert.store.identity import Identity
 
@@ -284,6 +284,17 @@ class Node(Questions):
         descriptor = descriptor_of(row.descriptor, row.name)
         plan = execute.session_program(descriptor, seen.facts, argv, env, terminal=tty)
         return execute.start(context, row, plan, stdio=stdio, terminal=tty)
+
+    def write_file(
+        self, ref: str, path: str, pieces: Iterable[bytes], *, mode: int = 0o644
+    ) -> Entry:
+        """Put a file below /data in place at once, the application's own; all or nothing.
+
+        In any state but on the way to another node.
+        """
+        from nativert.runtime import placing
+
+        return placing.place(self._context, self._holds, ref, path, pieces, mode=mode)
 
     # -- the frame of every operation ----------------------------------------------------
 

@@ -14,7 +14,16 @@ from nativert.runtime.protocols import Supervision
 from nativert.runtime.sight import Sight
 from nativert.runtime.stats import Monitor
 from nativert.runtime.supervision import acts
-from nativert.runtime.views import Check, Event, Figures, Instance, Leftover, LogLine
+from nativert.runtime.views import (
+    Check,
+    Entry,
+    Event,
+    Figures,
+    Instance,
+    Leftover,
+    LogLine,
+)
+from nativert.store.durable import Row
 from nativert.store.identity import Identity
 from nativert.store.paths import Paths
 
@@ -128,16 +137,25 @@ class Questions:
 
         return logs.follow(directory, tail=tail, running=running)
 
-    def ls(self, ref: str, path: str = "") -> list[str]:
-        """Return what a directory below /data holds, directories with a slash at the end."""
-        return data.names(self._data(ref), path)
+    def ls(self, ref: str, path: str = "") -> Iterator[Entry]:
+        """Yield what a directory below /data holds, in its own order; of a file the file."""
+        row = self._context.store.find(ref)
+        with data.told(row.name, path):
+            yield from data.entries(self._data(row), path)
+
+    def read_file(self, ref: str, path: str) -> Iterator[bytes]:
+        """Yield a regular file below /data in pieces."""
+        row = self._context.store.find(ref)
+        with data.told(row.name, path):
+            yield from data.content(self._data(row), path)
 
     def read(self, ref: str, path: str, *, limit: int) -> bytes:
-        """Return a file below /data of at most *limit* bytes; OSError as the kernel says."""
-        return data.read(self._data(ref), path, limit=limit)
-
-    def _data(self, ref: str) -> Path:
+        """Return a file below /data of at most *limit* bytes."""
         row = self._context.store.find(ref)
+        with data.told(row.name, path):
+            return data.read(self._data(row), path, limit=limit)
+
+    def _data(self, row: Row) -> Path:
         return self._context.paths.instance_lib(row.uuid) / "data"
 
     # Last, since the name hides the type in the rest of the class.

@@ -109,6 +109,19 @@ class LogLine(msgspec.Struct, frozen=True, kw_only=True):
     partial: bool = False
 
 
+class Entry(msgspec.Struct, frozen=True, kw_only=True):
+    r"""Something below /data, not followed if it is a link; `mode` is octal, as chmod(1) takes it.
+
+    `modified_at` is in seconds since the epoch. Bytes of `name` that are not UTF-8 are \xNN.
+    """
+
+    name: str
+    kind: Literal["file", "directory", "link", "other"]
+    size_bytes: int
+    mode: str
+    modified_at: float
+
+
 class Figures(msgspec.Struct, frozen=True, kw_only=True):
     """Kernel counters of one instance. `cpu_ratio` is in cores, since the last sample or start.
 

@@ -70,6 +70,8 @@ def _check_version(connection: sqlite3.Connection, path: Path, lock: Path) -> No
     if found < schema.VERSION:
         with Lock(lock, what=str(path), timeout_s=BUSY_TIMEOUT_S):
             schema.migrate(connection)
+    if not schema.sound(connection):
+        raise damaged(path, "its tables are not those that were made")
 
 
 def _create(path: Path) -> None:
@@ -139,6 +141,9 @@ def typed_errors(path: Path) -> Iterator[None]:
         yield
     except sqlite3.ProgrammingError:
         raise
+    except UnicodeDecodeError as e:
+        # Python could not tell what SQLite says of it. Values are decoded as they are: _text.
+        raise damaged(path, "the description of its tables is no text") from e
     except sqlite3.DatabaseError as e:
         extended = getattr(e, "sqlite_errorcode", 0)
         primary = extended & 0xFF

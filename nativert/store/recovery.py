@@ -72,7 +72,7 @@ def _salvage(aside: Path, new: sqlite3.Connection) -> tuple[str, ...]:
 
     try:
         old = database.open_existing(aside)
-    except sqlite3.DatabaseError:
+    except (sqlite3.DatabaseError, UnicodeDecodeError):
         return ()
     with contextlib.closing(old):
         found = {table: _readable(old, table) for table in _TABLES}
@@ -102,7 +102,7 @@ def _readable(old: sqlite3.Connection, table: str) -> list[tuple[Any, ...]]:
     key, columns = _TABLES[table]
     try:
         present = {row[1] for row in old.execute(f"PRAGMA table_info({table})")}
-    except sqlite3.DatabaseError:
+    except (sqlite3.DatabaseError, UnicodeDecodeError):
         return []
     wanted = ", ".join(
         f"[{column}]" if column in present else _LATER.get(column, "''") for column in columns
@@ -114,7 +114,7 @@ def _readable(old: sqlite3.Connection, table: str) -> list[tuple[Any, ...]]:
                 f"SELECT {wanted} FROM {table} ORDER BY {key} {direction}"  # noqa: S608
             ):
                 found[values[0]] = values
-        except sqlite3.DatabaseError:
+        except (sqlite3.DatabaseError, UnicodeDecodeError):
             continue  # the other direction may reach the rows behind the damage
         break
     return list(found.values())

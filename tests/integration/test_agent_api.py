@@ -72,6 +72,9 @@ def test_every_route_is_described_and_answers(agent: Agent) -> None:
     assert ask("inspect")["status"] == "RUN"
     until(lambda: agent.request("GET", "/v1/instances/app/logs?format=text")[2])
     assert json.loads(ask("logs", suffix="?tail=1"))["stream"] == "stdout"
+    assert ask("put_file", b"content", suffix="?path=file&mode=640")["size_bytes"] == 7
+    assert json.loads(ask("list_files"))["mode"] == "0640"
+    assert ask("get_file", suffix="?path=/data/file") == "content"
     assert "nativert_instance_memory_bytes" in ask("metrics")
     assert ask("pause")["state"] == "PAUSED"
     assert ask("resume")["state"] == "RUNNING"
@@ -190,6 +193,10 @@ def _in_flight(agent: Agent) -> float:
         ("GET", "/v1/events?after=x", None, 400, "usage"),
         ("GET", "/v1/events?unknown=1", None, 400, "usage"),
         ("POST", "/v1/instances", b" " * (2 << 20), 413, "usage"),
+        ("GET", "/v1/instances/nobody/files", None, 404, "not-found"),
+        ("PUT", "/v1/instances/nobody/file?path=x", b"", 404, "not-found"),
+        ("PUT", "/v1/instances/nobody/file", b"", 400, "usage"),
+        ("PUT", "/v1/instances/nobody/file?path=x&mode=4755", b"", 400, "usage"),
     ],
 )
 def test_what_is_wrong_is_said_in_json(

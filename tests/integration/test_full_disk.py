@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +88,29 @@ def test_instances_are_stopped_and_removed_on_a_full_disk(
             done = cli(*arguments)
             assert done.returncode == 0, (arguments, done.stderr)
         assert cli("ps", "-a", "-o", "json").stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("through", ["node", "agent"])
+def test_a_put_on_a_full_disk_leaves_what_was_there(
+    full_disk: Callable[[], AbstractContextManager[None]], node: Node, root: Path, through: str
+) -> None:
+    uuid = start(node, name="app", shell=SLEEP)
+    node.write_file("app", "file", [b"old"])
+    with ExitStack() as stack:
+        facade: Any = node
+        if through == "agent":
+            facade = stack.enter_context(stack.enter_context(serving(root)).client())
+        with full_disk(), refused(Code.NO_SPACE, "space"):
+            facade.write_file("app", "file", [b"new" * 10_000])
+        # What does not fit is given up on the way, and its room given back.
+        free = node.context.os.free_bytes(node.paths.lib)
+        with refused(Code.NO_SPACE, "space"):
+            facade.write_file("app", "other", (bytes(1 << 20) for _ in range(80)))
+        assert node.context.os.free_bytes(node.paths.lib) > free - (1 << 20)
+        assert facade.get("app").state == "RUNNING"
+    assert [entry.name for entry in node.ls("app")] == ["file"]
+    assert node.read("app", "file", limit=10) == b"old"
+    assert [path.name for path in (node.paths.lib / "i").iterdir()] == [uuid]
 
 
 def test_an_agent_goes_on_on_a_full_disk(

@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sandboxes import DEADLINE_S, Instance, program, real_launcher, shell, until
 
+from nativert.isolation.cgroups.hierarchies import mounted
 from nativert.launcher import protocol
 from nativert.launcher.client import ReportedError
 
@@ -81,13 +82,53 @@ def test_the_end_tells_which_signal_was_asked_for(instance: Instance) -> None:
     assert instance.run_to_end(shell("exit 1"), 2)["asked"] is None
 
 
+@pytest.mark.parametrize(
+    "cgroup",
+    [
+        None,
+        1,
+        {},
+        {"tasks": None},
+        {"tasks": ["0"]},
+        {"tasks": [0]},
+        {"tasks": [-1]},
+        {"tasks": [2]},
+        {"tasks": [1 << 62]},
+        {"tasks": [1] * 17},
+        {"tasks": [], "into": 0},
+        {"tasks": [], "into": "1"},
+        {"tasks": [1, 1], "into": 1, "oom": 0},
+        {"tasks": [1, 1], "into": 1, "oom": 7},
+    ],
+)
+def test_a_cgroup_that_is_none_takes_no_ones_place(instance: Instance, cgroup: object) -> None:
+    """Descriptor 0 is no cgroup's, 1 is one: nothing of what came is kept."""
+    fds = [os.open(path, os.O_RDONLY) for path in ("/dev/null", a_cgroup())]
+    before = instance.descriptors()
+    try:
+        with instance.channel() as channel, pytest.raises(ReportedError):
+            channel.call({"verb": "status", "cgroup": cgroup}, fds)
+    finally:
+        for fd in fds:
+            os.close(fd)
+    until(lambda: instance.descriptors() <= before, "descriptors are back")
+    assert instance.run_to_end(shell("exit 5"))["exit_code"] == 5
+
+
+def a_cgroup() -> str:
+    found = mounted(Path("/sys/fs/cgroup"))
+    return str(found.unified or next(iter(found.v1.values())))
+
+
 ANYTHING = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=8) | st.floats(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner),
     max_leaves=6,
 )
 VERBS = st.sampled_from(["hello", "status", "run", "exec", "script", "signal", "create", ""])
-KEYS = st.sampled_from(["run", "program", "signal", "all", "follow", "pidfd", "terminal", "rows"])
+KEYS = st.sampled_from(
+    ["run", "program", "signal", "all", "follow", "pidfd", "terminal", "rows", "cgroup"]
+)
 FIELDS = st.sampled_from(list(program("x")))
 
 

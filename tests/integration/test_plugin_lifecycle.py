@@ -264,7 +264,8 @@ def test_instances_outlive_the_plugin_and_are_published_again(
     with plugin_on(make_node) as second:
         second.until(instance, "RUN")
         assert second.plugin._runtime.get(instance).pid == pid
-        assert second.ask(instance, "log") == {"result": "up\n"}
+        # It may only just have been written.
+        until(lambda: second.ask(instance, "log") == {"result": "up\n"}, what="its log")
         second.want(instance, "STOP")
         second.until(instance, "RUN", "CONFIGURE")
 

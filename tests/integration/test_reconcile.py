@@ -10,10 +10,21 @@ from typing import Any
 
 import pytest
 from aftermath import alter_facts
-from nodes import MakeNode, address, cgroup, driver_of, make_descriptor, start, tag_of, until
+from nodes import (
+    MakeNode,
+    address,
+    cgroup,
+    driver_of,
+    make_descriptor,
+    run_inside,
+    start,
+    tag_of,
+    until,
+)
 
 from nativert.isolation.cgroups.limits import Entry, Limits
 from nativert.isolation.network import nftables
+from nativert.launcher.client import Channel
 from nativert.runtime.node import Node
 from nativert.runtime.protocols import Mending
 from nativert.runtime.supervision.reconcile import Reconciler
@@ -83,23 +94,73 @@ def test_processes_that_were_moved_out_are_brought_back(supervised: Node, root: 
     assert supervised.stop(app).state == "CONFIGURED"
 
 
-def test_a_cgroup_that_was_removed_is_made_anew_and_told_as_degraded(
-    node: Node, root: Path
-) -> None:
-    app = start(node, shell="sleep 1000 & exec sleep 1001", native={"pids": {"max": 20}})
-    until(lambda: len(cgroup(node, app).pids()) == 2, what="two processes")
+def remove_cgroup(node: Node, root: Path, app: str) -> list[int]:
+    """Move what is in an instance's cgroup elsewhere and remove it; return the processes."""
     pids = cgroup(node, app).pids()
     outside, own = (driver_of(root).open(name).entry() for name in ("init", f"i-{app}"))
     for into, away in zip(directories(outside), directories(own), strict=True):
         for pid in pids:
             Path(into, "cgroup.procs").write_text(str(pid))
         os.rmdir(away)
+    return pids
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["removed", "replaced"])
+def test_a_cgroup_that_was_removed_is_made_anew_and_programs_start_in_it(
+    node: Node, root: Path, again: bool
+) -> None:
+    app = start(node, shell="sleep 1000 & exec sleep 1001", native={"pids": {"max": 20}})
+    until(lambda: len(cgroup(node, app).pids()) == 2, what="two processes")
+    pids = remove_cgroup(node, root, app)
+    if again:
+        # Another one of its name, which init's descriptors do not lead to.
+        node.context.driver.create(f"i-{app}")
     reconciler = Reconciler(node)
     reconciler.round()
     reconciler.round()
     assert sorted(cgroup(node, app).pids()) == sorted(pids)
     assert cgroup(node, app).read().pids_max == 20
-    assert "was removed" in told(node, "repaired", app)[0]
+    assert "its cgroup was removed" in told(node, "repaired", app)[0] or again
+    assert told(node, "degraded", app) == []
+    # What is started now is in it and counted there, beside and after the running application.
+    fork = "i=0; while [ $i -lt 40 ]; do sleep 5 & i=$((i+1)); done"
+    assert "fork" in run_inside(node, app, "sh", "-c", fork)[1]
+    assert node.stop(app).state == "CONFIGURED"
+    end = node.get(app).end
+    assert end is not None
+    assert (end.reason, end.cpu_s) == ("stopped", None)
+    assert node.run(app).state == "RUNNING"
+    until(lambda: len(cgroup(node, app).pids()) == 2, what="two processes, in it")
+    node.stop(app)
+    end = node.get(app).end
+    assert end is not None
+    assert end.cpu_s is not None
+
+
+def test_a_configured_instance_whose_cgroup_was_removed_runs(node: Node, root: Path) -> None:
+    app = node.define(make_descriptor(shell="exec sleep 1000")).instance
+    node.configure(app)
+    remove_cgroup(node, root, app)
+    Reconciler(node).round()
+    assert told(node, "degraded", app) == []
+    assert node.run(app).state == "RUNNING"
+    assert cgroup(node, app).pids() == [node.get(app).pid]
+
+
+def test_a_removed_cgroup_that_an_older_init_cannot_be_told_of_is_degraded(
+    node: Node, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = start(node, shell="exec sleep 1000")
+    remove_cgroup(node, root, app)
+    real = Channel.call
+
+    def older(self: Channel, message: dict[str, Any], *more: Any, **options: Any) -> Any:
+        # It reads the fields that it knows, and no others.
+        known = {key: value for key, value in message.items() if key != "cgroup"}
+        return real(self, known, *more, **options)
+
+    monkeypatch.setattr(Channel, "call", older)
+    Reconciler(node).round()
     assert "clean and configure" in told(node, "degraded", app)[0]
     node.stop(app)
     node.clean(app)

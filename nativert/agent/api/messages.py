@@ -79,6 +79,19 @@ class Follow(Message, frozen=True, kw_only=True):
     format: Literal["json", "text"] = "json"
 
 
+class Place(Message, frozen=True, kw_only=True):
+    """A path below /data, absolute or relative to it."""
+
+    path: Annotated[str, msgspec.Meta(max_length=4096)] = ""
+
+
+class Placed(Message, frozen=True, kw_only=True):
+    """A path below /data, absolute or relative to it; `mode` in octal digits as chmod(1) has it."""
+
+    path: Annotated[str, msgspec.Meta(min_length=1, max_length=4096)]
+    mode: Annotated[str, msgspec.Meta(pattern="^0?[0-7]{3}$")] = "0644"
+
+
 class StatsQuery(Message, frozen=True, kw_only=True):
     """`watch` repeats after so many seconds."""
 

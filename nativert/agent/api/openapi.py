@@ -9,7 +9,7 @@ import msgspec
 
 from nativert import __version__
 from nativert.agent.api.messages import Refusal
-from nativert.agent.api.routes import ROUTES, Route
+from nativert.agent.api.routes import FILE, ROUTES, Route
 
 _REF = "#/components/schemas/{name}"
 
@@ -76,7 +76,7 @@ def _operation(route: Route, schema: Any, query: dict[str, Any] | None) -> dict[
     answer: dict[str, Any] = {"description": "done"}
     if route.answer is not None:
         form = "application/x-ndjson" if route.lines else route.form
-        answer["content"] = {form: {"schema": schema(route.answer)}}
+        answer["content"] = {form: {} if form == FILE else {"schema": schema(route.answer)}}
     refused = {"application/json": {"schema": schema(Refusal)}}
     described: dict[str, Any] = {
         "operationId": route.name,
@@ -88,6 +88,8 @@ def _operation(route: Route, schema: Any, query: dict[str, Any] | None) -> dict[
     }
     if parameters:
         described["parameters"] = parameters
+    if route.raw:
+        described["requestBody"] = {"content": {FILE: {}}, "required": True}
     if route.body is not None:
         described["requestBody"] = {"content": {"application/json": {"schema": schema(route.body)}}}
     return described

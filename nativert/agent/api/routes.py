@@ -8,7 +8,7 @@ from typing import Any
 
 from aiohttp import web
 
-from nativert.agent.api import instances, questions, sessions, streams
+from nativert.agent.api import files, instances, questions, sessions, streams
 from nativert.agent.api.messages import (
     Cursor,
     Defined,
@@ -20,6 +20,8 @@ from nativert.agent.api.messages import (
     Health,
     Kill,
     Landed,
+    Place,
+    Placed,
     Removal,
     Scale,
     State,
@@ -27,8 +29,10 @@ from nativert.agent.api.messages import (
     Version,
     Wait,
 )
-from nativert.runtime.views import Check, Event, Figures, Instance, Leftover, LogLine
+from nativert.runtime.views import Check, Entry, Event, Figures, Instance, Leftover, LogLine
 
+# The bytes of a file, as they are.
+FILE = "application/octet-stream"
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -37,7 +41,8 @@ class Route:
     """One operation or question.
 
     `answer` is None for an answer without a body; `form` is the content type of one that has
-    another than JSON; `lines`: the answer is one such object a line.
+    another than JSON; `lines`: the answer is one such object a line; `raw`: the request's body is
+    a file.
     """
 
     method: str
@@ -51,6 +56,7 @@ class Route:
     status: int = 200
     form: str = "application/json"
     lines: bool = False
+    raw: bool = False
 
 
 _ONE = "/v1/instances/{ref}"
@@ -140,6 +146,21 @@ ROUTES: tuple[Route, ...] = (
         "GET", f"{_ONE}/exec", "exec",
         "Run a program inside, over a WebSocket; docs/api.md has its messages.",
         sessions.exec_, status=101,
+    ),
+    Route(
+        "GET", f"{_ONE}/files", "list_files",
+        "List what a directory below /data holds, in its own order; of a file the file.",
+        files.ls, answer=Entry, query=Place, lines=True,
+    ),
+    Route(
+        "GET", f"{_ONE}/file", "get_file", "Send a regular file below /data.",
+        files.get, answer=bytes, query=Place, form=FILE,
+    ),
+    Route(
+        "PUT", f"{_ONE}/file", "put_file",
+        "Put a file below /data in place at once, once all of it is there; it is the "
+        "application's own.",
+        files.put, answer=Entry, query=Placed, raw=True,
     ),
     Route(
         "GET", "/v1/stats", "stats_all",

@@ -6,7 +6,6 @@ import asyncio
 import grp
 import os
 import socket
-import ssl
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -14,11 +13,11 @@ from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
 from nativert.agent import faults
-from nativert.agent.api import peers
+from nativert.agent.api import peers, tls
 from nativert.agent.api.answers import CORE, refusal
 from nativert.agent.api.core import Core, busy
 from nativert.agent.api.routes import ROUTES
-from nativert.agent.config import Api, Tcp
+from nativert.agent.config import Api
 from nativert.agent.logs import LOGGER
 from nativert.errors import Code, NativertError
 from nativert.launcher import protocol
@@ -82,11 +81,11 @@ class Server:
         )
         if self._api.tcp is not None:
             host, port = self._api.tcp.endpoint
-            self._listening.append(
-                await loop.create_server(
-                    self._connection, host, port, ssl=_tls(self._api.tcp), backlog=_BACKLOG
-                )
-            )
+            secured = tls.context(self._api.tcp)
+            made: Callable[[], asyncio.BaseProtocol] = self._connection
+            if secured is not None:
+                made = tls.Handshakes(secured, most=self._api.max_requests, then=made)
+            self._listening.append(await loop.create_server(made, host, port, backlog=_BACKLOG))
         self._look_for_idlers()
 
     @property
@@ -249,19 +248,3 @@ class _Full(asyncio.Protocol):
 
     def connection_lost(self, _error: Exception | None) -> None:
         self._close.cancel()
-
-
-def _tls(tcp: Tcp) -> ssl.SSLContext | None:
-    if tcp.certificate is None or tcp.client_ca is None:
-        return None
-    try:
-        made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        made.minimum_version = ssl.TLSVersion.TLSv1_3
-        made.load_cert_chain(tcp.certificate, tcp.key)
-        made.load_verify_locations(tcp.client_ca)
-    except (OSError, ssl.SSLError) as e:
-        raise NativertError(
-            f"api.tcp: cannot load the certificates: {e}", code=Code.DESCRIPTOR
-        ) from e
-    made.verify_mode = ssl.CERT_REQUIRED
-    return made

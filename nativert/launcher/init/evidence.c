@@ -60,6 +60,13 @@ void evidence_read(const struct evidence *evidence, struct counters *counters)
 		counters->cpu_ns = usec * 1000;
 }
 
+/* Begin to count in the middle of a run: no sum is known, nor ever will be. */
+void counters_begin(const struct evidence *evidence, struct counters *counters)
+{
+	evidence_read(evidence, counters);
+	counters->oom_events = counters->pids_events = counters->cpu_ns = -1;
+}
+
 /* Return the highest memory use of the cgroup, or -1 if the kernel has no figure. */
 int64_t evidence_peak_bytes(const struct evidence *evidence)
 {

@@ -148,6 +148,10 @@ struct program {
 int program_read(struct program *program, const struct json *message, struct failure *failure);
 void program_free(struct program *program);
 
+/* ---- cgroup.c: where programs are started, when it was removed from outside ---- */
+
+int cgroup_replace(const struct packet *packet, const struct json *cgroup, struct failure *failure);
+
 /* ---- child.c: from fork to exec ---- */
 
 #define MAX_TASKS 16
@@ -239,6 +243,7 @@ struct counters {
 };
 
 void evidence_read(const struct evidence *evidence, struct counters *counters);
+void counters_begin(const struct evidence *evidence, struct counters *counters);
 int64_t evidence_peak_bytes(const struct evidence *evidence);
 
 /* ---- application.c: one run ---- */

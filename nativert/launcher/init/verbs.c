@@ -42,12 +42,17 @@ static void status(struct connection *connection, const struct packet *packet,
 		   struct failure *failure)
 {
 	const struct application *app = &self.application;
+	const struct json *cgroup = json_get(packet->message, "cgroup");
 	bool there = app->state != IDLE;
 
-	(void)failure;
+	/* An init that does not know this field says nothing of it in its answer. */
+	if (cgroup && cgroup_replace(packet, cgroup, failure))
+		return;
 	connection->follows = there && json_true(packet->message, "follow");
 	text_open(&outgoing);
 	application_status(&outgoing);
+	if (cgroup)
+		put_bool(&outgoing, "cgroup", true);
 	text_close(&outgoing);
 	connection_send(connection, &outgoing,
 			there && json_true(packet->message, "pidfd") ? app->started.pidfd : -1);

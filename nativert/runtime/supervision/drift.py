@@ -12,6 +12,7 @@ import msgspec
 from nativert.fdu.states import State
 from nativert.isolation import process
 from nativert.isolation.cgroups.limits import Limits
+from nativert.launcher.protocol import MAX_FDS
 from nativert.runtime import limits as limits_of
 from nativert.runtime.context import Context, cgroup_name, descriptor_of
 from nativert.runtime.interfaces import interface_requests
@@ -25,7 +26,8 @@ Accepted = dict[str, tuple[Limits, Limits]]
 Kind = Literal["limits", "cgroup", "processes", "namespace", "links"]
 _ROUNDING: Final = 1 << 16
 _REMOVED: Final = (
-    "its cgroup was removed and made anew: no program starts in it before clean and configure"
+    "its cgroup was removed and made anew, which its init, of an older version, cannot be told:"
+    " no program starts in it before clean and configure"
 )
 _ELSEWHERE: Final = "its init is not in the network namespace that was made for it"
 
@@ -85,9 +87,11 @@ def repair(context: Context, seen: Observed, drift: Drift) -> tuple[Facts, str]:
             context.cgroup(row.uuid).apply(wanted)
         if drift.kind == "cgroup":
             _bring_back(context, row.uuid, facts)
-            return facts, _REMOVED
+            return facts, "" if _hand_over(context, row.uuid) else _REMOVED
     elif drift.kind == "processes":
         _bring_back(context, row.uuid, facts)
+        # Whoever moved them may have removed it and made another one of that name.
+        _hand_over(context, row.uuid)
     elif drift.kind == "namespace":
         return facts, f"{_ELSEWHERE}: clean and configure it"
     else:
@@ -158,6 +162,36 @@ def _bring_back(context: Context, uuid: str, facts: Facts) -> None:
                 pass  # It has ended meanwhile.
             finally:
                 os.close(fd)
+
+
+def _hand_over(context: Context, uuid: str) -> bool:
+    """Have init start programs in the cgroup that is there now; False if it knows no such thing."""
+    entry = context.cgroup(uuid).entry()
+    fds: list[int] = []
+
+    def give(path: str | None, flags: int = os.O_RDONLY) -> int | None:
+        if path is None:
+            return None
+        fds.append(os.open(path, flags | os.O_CLOEXEC))
+        return len(fds) - 1
+
+    try:
+        cgroup = {
+            "tasks": [give(path, os.O_WRONLY) for path in entry.tasks],
+            "into": give(entry.into, os.O_RDONLY | os.O_DIRECTORY),
+            "oom": give(entry.oom),
+            "peak": give(entry.peak),
+            "cpu": give(entry.cpu),
+            "pids": give(entry.pids),
+        }
+        if len(fds) > MAX_FDS:
+            return False
+        with context.init(uuid) as channel:
+            answer, _ = channel.call({"verb": "status", "cgroup": cgroup}, fds)
+    finally:
+        for fd in fds:
+            os.close(fd)
+    return bool(answer.get("cgroup"))
 
 
 def _inside(facts: Facts) -> list[int]:

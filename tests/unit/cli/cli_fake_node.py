@@ -8,14 +8,14 @@ import struct
 import subprocess
 import termios
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import SimpleNamespace
 from typing import Self
 
 import msgspec
 
 from nativert.errors import Code, NativertError, TransitionError, UnknownInstanceError
-from nativert.runtime.views import Check, End, Figures, Instance, Leftover, LogLine
+from nativert.runtime.views import Check, End, Entry, Figures, Instance, Leftover, LogLine
 
 UUIDS = [f"{n:08x}-1111-4111-8111-111111111111" for n in range(1, 10)]
 
@@ -33,6 +33,8 @@ class FakeNode:
         self.lines: list[LogLine] = []
         self.checks: list[Check] = []
         self.leftovers: list[Leftover] = []
+        self.files: dict[str, bytes] = {}
+        self.broken_after: int | None = None
         self.on_wait: Callable[[], None] = lambda: None
         self.on_stop: Callable[[], None] = lambda: None
 
@@ -144,6 +146,40 @@ class FakeNode:
         yield from self.lines if tail is None else self.lines[len(self.lines) - tail :]
         if follow:
             self.ended.wait(30)
+
+    def ls(self, ref: str, path: str = "") -> Iterator[Entry]:
+        self._find(ref)
+        self.calls.append(("ls", path))
+        for name, content in self.files.items():
+            yield self._entry(name, content, 0o644)
+
+    def read_file(self, ref: str, path: str) -> Iterator[bytes]:
+        self._find(ref)
+        if path not in self.files:
+            raise NativertError(f"{ref}: {path}: no such file", code=Code.NOT_FOUND)
+        for at, byte in enumerate(self.files[path]):
+            if at == self.broken_after:
+                raise NativertError("the agent went away", code=Code.NO_AGENT)
+            yield bytes([byte])
+
+    def write_file(
+        self, ref: str, path: str, pieces: Iterable[bytes], *, mode: int = 0o644
+    ) -> Entry:
+        self._find(ref)
+        self.calls.append(("put", path, oct(mode)))
+        self.files[path] = b"".join(pieces)
+        return self._entry(path, self.files[path], mode)
+
+    @staticmethod
+    def _entry(name: str, content: bytes, mode: int) -> Entry:
+        kind = "directory" if name.endswith("/") else "file"
+        return Entry(
+            name=name.rstrip("/"),
+            kind=kind,  # type: ignore[arg-type]
+            size_bytes=len(content),
+            mode=f"{mode:04o}",
+            modified_at=0.0,
+        )
 
     def stats(self, refs: list[str] | None = None) -> list[Figures]:
         rows = [self._find(ref) for ref in refs] if refs else list(self.rows.values())

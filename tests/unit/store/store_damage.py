@@ -10,7 +10,7 @@ from pathlib import Path
 
 from nativert.errors import Code, NativertError
 from nativert.store import boot, schema
-from nativert.store.boot import ExitFacts, Facts
+from nativert.store.boot import Asked, ExitFacts, Facts, LinkFacts, PortFacts, StopFacts
 from nativert.store.durable import Row, Store
 from nativert.store.paths import Paths
 
@@ -44,15 +44,15 @@ def damages(data: bytes, every: int) -> Iterator[Damage]:
 def damaged_everywhere(top: Path, *, every: int) -> tuple[int, list[str]]:
     """Damage facts, ends and the store of nodes under *top*; return how often, and what broke.
 
-    Of the store *every* 64th of what the others have, but each boundary of a page.
+    Facts and ends at each byte; of the store at *every* so many, but each boundary of a page.
     """
     paths = Paths(top)
     paths.create()
     count, broken = 0, []
     for kind, write in _small(paths).items():
-        found, bad = _small_file(paths, kind, write, every)
+        found, bad = _small_file(paths, kind, write)
         count, broken = count + found, broken + bad
-    found, bad = _store(paths, every * 64)
+    found, bad = _store(paths, every)
     return count + found, broken + bad
 
 
@@ -64,9 +64,23 @@ def _small(paths: Paths) -> dict[str, Callable[[str], Path]]:
 
 
 def _write_facts(paths: Paths, uuid: str) -> Path:
-    boot.write_facts(
-        paths, uuid, Facts(boot_id=boot.boot_id(), state="CONFIGURED", init_pid=7, init_start=8)
+    facts = Facts(
+        boot_id=boot.boot_id(),
+        state="RUNNING",
+        run=3,
+        init_pid=7,
+        init_start=8,
+        launcher_pid=6,
+        intent="stop",
+        started_at=1.5,
+        netns_inode=9,
+        links=(LinkFacts("eth0", "nv0123450", 11, "02:00:00:00:00:01", "10.70.0.2"),),
+        ports=(PortFacts(None, 8080, 80, "tcp"),),
+        cgroup=f"i-{uuid}",
+        details={"pid": 12, "start": 13, "argv": ["/bin/sh"], "env": {"A": "b"}},
+        stop=StopFacts(why="stop", signal=15, at=2.5, grace_s=10.0),
     )
+    boot.write_facts(paths, uuid, facts)
     return paths.instance_run(uuid) / boot.FACTS
 
 
@@ -75,21 +89,33 @@ def _write_exit(paths: Paths, uuid: str) -> Path:
 
     path = paths.instance_run(uuid) / boot.EXIT
     path.parent.mkdir(parents=True, exist_ok=True)
-    ended = ExitFacts(run=3, boot_id=boot.boot_id(), pid=7, exit_code=4, cause="exited")
+    ended = ExitFacts(
+        run=3,
+        boot_id=boot.boot_id(),
+        pid=7,
+        start=8,
+        started_at=1.5,
+        ended_at=2.5,
+        exit_code=4,
+        peak_bytes=1 << 20,
+        cpu_ns=5,
+        cause="exited",
+        asked=Asked(15, 2.0),
+        pids_events=0,
+        oom_events=0,
+    )
     path.write_bytes(msgspec.json.encode(ended))
     return path
 
 
-def _small_file(
-    paths: Paths, kind: str, write: Callable[[str], Path], every: int
-) -> tuple[int, list[str]]:
+def _small_file(paths: Paths, kind: str, write: Callable[[str], Path]) -> tuple[int, list[str]]:
     """Damage the file of one instance; the other's loads all the same."""
     read = boot.read_facts if kind == "facts" else boot.read_exit
     one, other = UUID.format(1), UUID.format(2)
     write(other)
     sound = read(paths, other)
     count, broken = 0, []
-    for what, data in damages(write(one).read_bytes(), every):
+    for what, data in damages(write(one).read_bytes(), 1):
         path = write(one)
         path.write_bytes(data)
         count += 1
