@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
@@ -24,6 +24,7 @@ from nativert.runtime.views import Instance
 
 if TYPE_CHECKING:
     from nativert.runtime.facade import Facade
+    from nativert.runtime.supervision.supervisor import Supervisor
 
 
 @context.command("run")
@@ -56,9 +57,11 @@ def run(
     # From here to the end signals wait in the queue, except where one may interrupt.
     with delivered(events.put), session.node() as node:
         row = node.define(accepted, name=name)
-        with _attended(node, row, accepted, detach=detach):
+        with _attended(node, row, accepted, detach=detach) as supervisor:
             try:
-                row = _start(node, row, dict(env), events)
+                _prepare(node, row, supervisor, events)
+                with delivered(interrupt if detach else _one_waits(events)):
+                    row = node.run(row.instance, env=dict(env))
             except BaseException as e:
                 _discard(node, row, e)
                 raise
@@ -70,7 +73,7 @@ def run(
 
 def _attended(
     node: Facade, row: Instance, accepted: Descriptor, *, detach: bool
-) -> AbstractContextManager[None]:
+) -> AbstractContextManager[Supervisor | None]:
     if detach or not accepted.attended:
         return nullcontext()
     from nativert.runtime.supervision.foreground import attended
@@ -88,16 +91,33 @@ def _with_this_directory(descriptor: Descriptor) -> Descriptor:
         raise DescriptorError("--bind-here", e.reason) from None
 
 
-def _start(
-    node: Facade, row: Instance, env: dict[str, str], events: SimpleQueue[Event]
-) -> Instance:
+def _prepare(
+    node: Facade, row: Instance, supervisor: Supervisor | None, events: SimpleQueue[Event]
+) -> None:
+    """Do all that comes before the start, which may last and be interrupted."""
     with delivered(interrupt):
         if not events.empty():
             # It came while define had the queue only.
             raise Interrupted(_signal(events))
         with download_bar() as progress:
             node.configure(row.instance, progress=progress)
-        return node.run(row.instance, env=env)
+        if supervisor is not None:
+            supervisor.before_start(row.instance)
+
+
+def _one_waits(events: SimpleQueue[Event]) -> Callable[[int], None]:
+    """Return what the first signal of a start is told to: it waits; a second one interrupts.
+
+    The application may be running before the answer is here: then it is to be stopped like any
+    other, and what it has written is to be shown.
+    """
+
+    def hear(number: int) -> None:
+        if not events.empty():
+            interrupt(number)
+        events.put(number)
+
+    return hear
 
 
 def _signal(events: SimpleQueue[Event]) -> int:

@@ -25,6 +25,7 @@ pytestmark = [pytest.mark.root, pytest.mark.netns]
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 # Says when it is up, ends by itself on nothing, and tells which signal it got.
 POLITE = "trap 'echo got TERM; exit 0' TERM; echo up; while :; do sleep 0.05; done"
+STILL = "run.started=stop"
 DEAF = "trap '' TERM INT HUP; echo up; while :; do sleep 0.05; done"
 
 
@@ -82,6 +83,18 @@ def foreground(
             return Foreground(process)
 
         yield run
+
+
+@pytest.fixture
+def starter(monkeypatch: pytest.MonkeyPatch) -> Callable[[Foreground], int]:
+    """Has who starts the application stand still before it says so; returns whose pid that is."""
+    monkeypatch.setenv("NATIVERT_FAILPOINTS", STILL)
+    return lambda run: run.process.pid
+
+
+def stands_still(pid: int) -> bool:
+    """Tell whether a process is stopped; see proc_pid_stat(5)."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
 
 
 # -- to the end ------------------------------------------------------------------------------
@@ -264,6 +277,26 @@ def test_a_signal_during_configure_leaves_nothing(
     code, out, err = run.ended()
     assert (code, out) == (128 + signal.SIGTERM, b"")
     assert err == b"nativert: interrupted by SIGTERM\n"
+    assert node.list() == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_before_it_is_known_that_it_runs(
+    node: Node,
+    foreground: Callable[..., Foreground],
+    starter: Callable[[Foreground], int],
+    number: signal.Signals,
+) -> None:
+    """What it has written is shown, and it is stopped as any other that runs."""
+    run = foreground(shell=POLITE.replace("echo up;", "echo up; touch /data/up;"))
+    app = until(lambda: next(iter(node.list()), None))
+    assert app is not None
+    until((node._context.paths.instance_lib(app.instance) / "data/up").exists)
+    pid = starter(run)
+    until(lambda: stands_still(pid), what="who starts it stands still")
+    run.process.send_signal(number)
+    os.kill(pid, signal.SIGCONT)
+    assert run.ended() == (0, b"up\ngot TERM\n", b"")
     assert node.list() == []
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from nodes import CLI, DEADLINE_S, make_document, until
+from nodes import CLI, DEADLINE_S, make_descriptor, make_document, until
 
 from nativert.runtime.node import Node
 
@@ -48,6 +48,28 @@ def test_a_signal_ends_it_between_two_attempts(tmp_path: Path, node: Node, root:
     run.send_signal(signal.SIGTERM)
     assert run.wait(DEADLINE_S) == 3
     assert node.list() == []
+
+
+def test_a_signal_ends_the_wait_for_what_it_depends_on(
+    tmp_path: Path, node: Node, root: Path
+) -> None:
+    never = {"exec": ["false"], "interval": "100ms", "start_period": "1h"}
+    db = node.define(
+        make_descriptor(name="db", shell="exec sleep 1000", native={"health": never})
+    ).instance
+    path = write(tmp_path, shell="echo up", depends_on=["db"])
+    run = subprocess.Popen(
+        [*CLI, "run", path],
+        env=os.environ | {"NATIVERT_ROOT": str(root)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    until(lambda: node.get(db).state == "RUNNING", what="what it depends on runs")
+    run.send_signal(signal.SIGTERM)
+    out, err = run.communicate(timeout=DEADLINE_S)
+    assert (run.returncode, out) == (128 + signal.SIGTERM, b"")
+    assert err == b"nativert: interrupted by SIGTERM\n"
+    assert [row.instance for row in node.list()] == [db]
 
 
 def test_detached_it_is_refused(cli: Cli, tmp_path: Path, node: Node) -> None:

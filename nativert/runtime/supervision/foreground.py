@@ -11,17 +11,17 @@ from nativert.runtime.supervision.supervisor import Supervisor
 
 
 @contextmanager
-def attended(node: Facade, uuid: str) -> Iterator[None]:
+def attended(node: Facade, uuid: str) -> Iterator[Supervisor | None]:
     """Supervise the instance, and what it depends on, within the block.
 
-    Where *node* is reached through an agent, that does it.
+    Where *node* is reached through an agent, that does it, and there is no supervisor here.
     """
     if not isinstance(node, Node):
-        yield
+        yield None
         return
     supervisor = Supervisor(node, only={uuid})
     supervisor.start()
     try:
-        yield
+        yield supervisor
     finally:
         supervisor.close()

@@ -196,6 +196,50 @@ def test_a_signal_during_define_is_kept_until_the_instance_is_known(node, native
     assert _verbs(node) == ["define", "remove"]
 
 
+def _hear_in_the_start(node, *signals: int) -> None:
+    run = node.run
+
+    def slow(ref: str, *, env: dict[str, str]):
+        for number in signals:
+            os.kill(os.getpid(), number)
+        return run(ref, env=env)
+
+    node.run = slow
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_during_the_start_stops_what_has_started(node, nativert, app, number):
+    """It may have written something before the answer is here."""
+    node.lines = [LogLine(time="t", stream="stdout", text=b"up")]
+    _hear_in_the_start(node, number)
+    assert nativert("run", app) == (143, "up\n", "")
+    assert _verbs(node) == ["define", "configure", "run", "stop", "remove"]
+    assert node.calls[-1] == ("remove", "app", False)
+    assert node.rows == {}
+
+
+def test_a_second_signal_during_the_start_interrupts_it(node, nativert, app):
+    _hear_in_the_start(node, signal.SIGTERM, signal.SIGINT)
+    result = nativert("run", app)
+    assert (result.code, result.err) == (130, "nativert: interrupted by SIGINT\n")
+    assert _verbs(node) == ["define", "configure", "remove"]
+    assert node.rows == {}
+
+
+def test_a_signal_during_the_start_of_a_detached_one_interrupts_it(node, nativert, app):
+    _hear_in_the_start(node, signal.SIGTERM)
+    result = nativert("run", "-d", app)
+    assert (result.code, result.out) == (143, "")
+    assert node.rows == {}
+
+
+def test_a_start_that_fails_after_a_signal_is_told(node, nativert, app):
+    node.fail["run"] = NativertError("app: no such program", code=Code.COMMAND_NOT_FOUND)
+    _hear_in_the_start(node, signal.SIGTERM)
+    assert nativert("run", app).code == 127
+    assert node.rows == {}
+
+
 def test_a_removal_that_fails_is_told_beside_the_first_error(node, nativert, app):
     node.fail["configure"] = NativertError("first")
     node.fail["remove"] = NativertError("second", code=Code.CLEAN)
