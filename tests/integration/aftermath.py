@@ -96,7 +96,7 @@ def assert_nothing_left(node: Node, root: Path, uuid: str) -> None:
     until(
         lambda: not left_of(node, root, uuid),
         what=f"nothing left of {uuid}",
-        deadline_s=scale.seconds(5),
+        deadline_s=scale.LONG_S,
     )
 
 
@@ -161,7 +161,7 @@ def operate_in_a_child(
             json.dumps(arguments),
         ],
         env=os.environ | {"NATIVERT_FAILPOINTS": failpoint},
-        timeout=scale.seconds(60),
+        timeout=scale.LONG_S,
     )
     return child.returncode
 

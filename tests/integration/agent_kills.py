@@ -165,7 +165,7 @@ def storm(root: Path, *, kills: int, instances: int, seed: int, pause_s: float) 
             with serving(root):
                 ending.set()
                 for driver in drivers:
-                    driver.join(scale.seconds(60))
+                    driver.join(scale.LONG_S)
                 rows = {row.name: row for row in node.list()}
                 for driver in drivers:
                     for ref in driver.refs():
@@ -203,7 +203,7 @@ def _one_kill(root: Path, chance: random.Random, figures: Figures) -> None:
     try:
         if chance.random() < 0.8:
             agent = Agent(root, process, root.parent / "agent.log")
-            until(lambda: _serves(agent, process), deadline_s=scale.seconds(30), what="it serves")
+            until(lambda: _serves(agent, process), deadline_s=scale.LONG_S, what="it serves")
         else:
             figures.before_it_served += 1
         time.sleep(chance.uniform(0.001, _AT_THE_LATEST_S))
@@ -243,7 +243,7 @@ def _removed(root: Path, figures: Figures) -> Iterator[Node]:
             for row in node.list():
                 node.remove(row.instance, force=True)
             node.gc()
-            end = time.monotonic() + scale.seconds(10)
+            end = time.monotonic() + scale.LONG_S
             while (now := invariants.footprint(root)) - before and time.monotonic() < end:
                 time.sleep(0.05)
             figures.broken += invariants.i2_nothing_left(before & now, now)

@@ -48,7 +48,7 @@ class Agent:
             raise
         finally:
             os.close(fd)
-        sock.settimeout(scale.seconds(20))
+        sock.settimeout(scale.LONG_S)
         return sock
 
     def request(
@@ -76,7 +76,7 @@ class Agent:
     def end(self, number: int = signal.SIGTERM) -> int:
         """Send a signal and return the exit code."""
         self.process.send_signal(number)
-        return self.process.wait(scale.seconds(20))
+        return self.process.wait(scale.LONG_S)
 
     def pss_kib(self) -> int:
         """Return the proportional set size; see proc(5) on smaps_rollup."""
@@ -86,22 +86,29 @@ class Agent:
 
 @contextmanager
 def serving(
-    root: Path, *options: str, env: dict[str, str] | None = None, config: str = ""
+    root: Path,
+    *options: str,
+    env: dict[str, str] | None = None,
+    config: str = "",
+    first: str = "",
 ) -> Iterator[Agent]:
-    """Serve the node under *root* for the length of the block."""
+    """Serve the node under *root* for the length of the block.
+
+    *first* is Python that the agent's process does before all else.
+    """
     paths = Paths(root)
     if config:
         paths.etc.mkdir(parents=True, exist_ok=True)
         paths.config.write_text(config)
     log = root.parent / "agent.log"
     with log.open("ab") as stderr:
-        process = start(root, *options, env=env, stderr=stderr.fileno())
+        process = start(root, *options, env=env, stderr=stderr.fileno(), first=first)
     agent = Agent(root, process, log)
     try:
         until(
             lambda: process.poll() is not None or _answers(agent),
             what=f"the agent answers: {log.read_text()}",
-            deadline_s=scale.seconds(20),
+            deadline_s=scale.LONG_S,
         )
         assert process.poll() is None, log.read_text()
         yield agent
@@ -111,10 +118,17 @@ def serving(
 
 
 def start(
-    root: Path, *options: str, env: dict[str, str] | None = None, stderr: int | None = None
+    root: Path,
+    *options: str,
+    env: dict[str, str] | None = None,
+    stderr: int | None = None,
+    first: str = "",
 ) -> subprocess.Popen[bytes]:
     """Start an agent and return at once."""
-    command: Sequence[str] = [*CLI, "agent", *options]
+    program = CLI
+    if first:
+        program = (CLI[0], "-c", f"{first}\nfrom nativert.cli.main import main\nmain()")
+    command: Sequence[str] = [*program, "agent", *options]
     environment = os.environ | {"NATIVERT_ROOT": str(root)} | (env or {})
     return subprocess.Popen(
         command, env=environment, stdin=subprocess.DEVNULL, stdout=sys.stderr, stderr=stderr

@@ -22,7 +22,7 @@ from nativert.isolation.cgroups.hierarchies import mounted
 from nativert.isolation.cgroups.v1 import V1Driver
 from nativert.isolation.cgroups.v2 import V2Driver
 
-DEADLINE_S = scale.seconds(10)
+DEADLINE_S = scale.LONG_S
 
 # The driver that detect() chooses here, and the pure v1 driver wherever it can work.
 DRIVERS = ["detected", pytest.param("v1", marks=pytest.mark.cgroup_v1)]

@@ -70,7 +70,7 @@ def cli(root: Path, node: Node) -> Callable[..., subprocess.CompletedProcess[str
         return subprocess.run(
             [*CLI, *args],
             env=environment,
-            **{"capture_output": True, "text": True, "timeout": scale.seconds(30), **options},
+            **{"capture_output": True, "text": True, "timeout": scale.LONG_S, **options},
         )
 
     return run

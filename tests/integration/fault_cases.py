@@ -53,7 +53,7 @@ def _kill_and_wait(pid: int) -> None:
     pidfd = os.pidfd_open(pid)
     try:
         signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-        assert process.wait_end(pidfd, scale.seconds(10))
+        assert process.wait_end(pidfd, scale.LONG_S)
     finally:
         os.close(pidfd)
 
@@ -193,7 +193,7 @@ def passed(node: Node, root: Path, operation: Operation) -> list[Passed]:
             try:
                 if operation.upset is not None:
                     operation.upset(root, ref)
-                until(lambda: done(node, root, operation, ref), deadline_s=scale.seconds(20))
+                until(lambda: done(node, root, operation, ref), deadline_s=scale.LONG_S)
             finally:
                 supervisor.close()
         else:

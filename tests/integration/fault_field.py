@@ -213,7 +213,7 @@ class Field:
             until(
                 lambda: done(self.node, self.root, operation, ref),
                 what="supervision gets there",
-                deadline_s=scale.seconds(20),
+                deadline_s=scale.LONG_S,
             )
         # Whoever comes after tells what its writer did not: no event is missing.
         return Strike(said, False)
@@ -224,7 +224,7 @@ class Field:
             assert process.poll() is None, f"ended with {process.returncode}: it was not passed"
             return _state_of(process.pid) == "T"
 
-        until(ask, what="it stands still at its point", deadline_s=scale.seconds(30))
+        until(ask, what="it stands still at its point", deadline_s=scale.LONG_S)
 
     # -- what holds after it -----------------------------------------------------------
 
@@ -270,7 +270,7 @@ class Field:
                 self.node.remove(row.instance, force=True)
         if collected:
             self.node.gc()  # What stands half-way without a record.
-        end = time.monotonic() + scale.seconds(10)
+        end = time.monotonic() + scale.LONG_S
         # A link is deleted in the background.
         while (now := self.footprint()) != self.before and time.monotonic() < end:
             time.sleep(0.02)

@@ -12,7 +12,7 @@ import scale
 import zenoh
 from zenoh.handlers import Callback
 
-LONG = scale.seconds(30)
+LONG = scale.LONG_S
 _STRICT = ("uuid", "fdu_id", "status", "hypervisor", "migration_kind", "hypervisor_info")
 _LISTS = ("storage", "interfaces", "io_ports", "connection_points", "depends_on")
 

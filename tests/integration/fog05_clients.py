@@ -24,7 +24,7 @@ with warnings.catch_warnings():
     from fog05 import FIMAPI
     from fog05_sdk.interfaces.FDU import FDU
 
-LONG = scale.seconds(30)
+LONG = scale.LONG_S
 
 
 def free_port() -> int:

@@ -25,7 +25,7 @@ from nativert.runtime.protocols import Attached, InterfaceRequest
 
 HOST = "198.51.100.1"
 OTHER_HOST = "198.51.100.2"
-DEADLINE_S = scale.seconds(10)
+DEADLINE_S = scale.LONG_S
 REFUSED_S = scale.seconds(0.5)
 
 

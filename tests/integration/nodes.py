@@ -22,7 +22,7 @@ from nativert.store.claims import Claims
 from nativert.store.identity import open_identity
 from nativert.store.paths import Paths
 
-DEADLINE_S = scale.seconds(10)
+DEADLINE_S = scale.LONG_S
 PYTHON = "/usr/bin/python3"
 # The command with this interpreter and this tree, wherever it is installed.
 CLI = (sys.executable, "-m", "nativert")

@@ -61,12 +61,12 @@ class Driver:
         until(
             lambda: self.statuses(instance)[-len(statuses) :] == [*statuses],
             what=f"{statuses} of {self.statuses(instance)}",
-            deadline_s=scale.seconds(20),
+            deadline_s=scale.LONG_S,
         )
 
     def ask(self, instance: str, name: str, **parameters: str) -> dict[str, Any]:
         path = keys.instance_eval(self.plugin.node, self.plugin.uuid, FDU, instance, name)
-        return self.connector.ask(path, parameters, timeout_s=scale.seconds(30))
+        return self.connector.ask(path, parameters, timeout_s=scale.LONG_S)
 
     def last(self, instance: str) -> dict[str, Any]:
         return self.records[instance][-1]

@@ -21,7 +21,7 @@ from nativert.launcher.protocol import INIT_SOCKET, LAUNCHER_SOCKET, Message
 # Above what nodes claim.
 ID_BASE = 0x7100_0000
 ID_COUNT = 65536
-DEADLINE_S = scale.seconds(10)
+DEADLINE_S = scale.LONG_S
 # init, a shell, ls and grep, and the subshell of the pipe.
 MAX_IDLE = 5
 READ_ONLY = ("ro", "nosuid", "nodev")

@@ -22,7 +22,7 @@ def told(cli: Cli, make_node: MakeNode, ref: str) -> End:
         native = json.loads(cli("inspect", ref, "-o", "json").stdout)["native"]
         return native["state"] not in ("RUNNING", "PAUSED") and native
 
-    first = until(look, deadline_s=scale.seconds(20))["end"]
+    first = until(look, deadline_s=scale.LONG_S)["end"]
     (row,) = json.loads(cli("ps", "-a", "-o", "json").stdout)
     assert row["end"] == first
     with make_node() as later:

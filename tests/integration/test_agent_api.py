@@ -9,7 +9,6 @@ import socket
 import stat
 import subprocess
 import threading
-import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -152,7 +151,7 @@ def _edges(node: Node, after: int) -> list[str]:
 
 def test_long_operations_do_not_hold_up_short_ones(agent: Agent, node: Node) -> None:
     deaf = "trap '' TERM; echo up; while :; do sleep 0.1; done"
-    start(node, name="deaf", shell=deaf, native={"stop": {"grace": "60s"}})
+    start(node, name="deaf", shell=deaf, native={"stop": {"grace": "1h"}})
     start(node, name="other", shell="sleep 1000")
     until(lambda: b"up" in agent.request("GET", "/v1/instances/deaf/logs?format=text")[2])
     threads = [
@@ -163,10 +162,9 @@ def test_long_operations_do_not_hold_up_short_ones(agent: Agent, node: Node) -> 
         thread.start()
     try:
         until(lambda: _in_flight(agent) >= len(threads))
-        began = time.monotonic()
+        # Both are answered long before the grace is over: nobody waits here for an hour.
         assert agent.ask("POST", "/v1/instances/other/pause")[0] == 200
         assert agent.ask("POST", "/v1/instances/other/resume")[0] == 200
-        assert time.monotonic() - began < scale.seconds(2)
     finally:
         assert agent.ask("POST", "/v1/instances/deaf/kill", {"signal": 9})[0] == 204
         for thread in threads:
@@ -325,7 +323,7 @@ class TestBounds:
         sock = agent.connect()
         sock.sendall(b"GET /v1/instances/app/logs?follow=1 HTTP/1.1\r\nHost: x\r\n\r\n")
         until(lambda: _streams(agent) == 1)
-        until(lambda: _streams(agent) == 0, deadline_s=scale.seconds(20))
+        until(lambda: _streams(agent) == 0, deadline_s=scale.LONG_S)
         sock.close()
         node.remove("app", force=True)
 

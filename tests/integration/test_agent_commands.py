@@ -133,7 +133,7 @@ def test_top_shows_sorts_resizes_and_quits(
 
     def until_shown(text: bytes) -> None:
         nonlocal seen
-        end = time.monotonic() + scale.seconds(20)
+        end = time.monotonic() + scale.LONG_S
         while text not in seen:
             ready = select.select([master], [], [], max(0.0, end - time.monotonic()))[0]
             assert ready, seen[-2000:]

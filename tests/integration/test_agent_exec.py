@@ -39,7 +39,7 @@ def session(agent: Agent, body: Callable[[Socket], Awaitable[Any]], **program: o
             client.ws_connect("http://node/v1/instances/app/exec") as socket,
         ):
             await socket.send_str(json.dumps(program))
-            return await asyncio.wait_for(body(socket), scale.seconds(20))
+            return await asyncio.wait_for(body(socket), scale.LONG_S)
 
     return asyncio.run(run())
 

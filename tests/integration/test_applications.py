@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.client
 import socket
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -93,7 +92,7 @@ def test_paused_requests_hang_and_resumed_they_are_answered(node: Node) -> None:
     assert get(inside, 80) == (200, b"from inside\n")
 
     node.pause(web)
-    late = http.client.HTTPConnection(inside, 80, timeout=scale.seconds(5))
+    late = http.client.HTTPConnection(inside, 80, timeout=scale.LONG_S)
     late.request("GET", "/")
     node.resume(web)
     # Asked while it was paused, answered after.
@@ -106,7 +105,7 @@ def test_instances_reach_each_other(node: Node) -> None:
     until_logged(node, web, "serving")
     ask = f"import urllib.request as u; print(u.urlopen('http://{address(node, web)}').read())"
     client = start(node, name="client", python=ask, veth=True)
-    end = node.wait(client, timeout_s=scale.seconds(10)).end
+    end = node.wait(client, timeout_s=scale.LONG_S).end
     assert end is not None
     assert (end.exit_code, log_text(node, client)) == (0, "b'from inside\\n'\n")
 
@@ -132,7 +131,7 @@ def test_redis_from_debian(node: Node) -> None:
             ["redis-cli", "-h", host, "-p", str(port), *words],
             capture_output=True,
             text=True,
-            timeout=scale.seconds(10),
+            timeout=scale.LONG_S,
         )
         return done.stdout.strip()
 
@@ -171,7 +170,7 @@ def test_nginx_from_debian_on_port_80_without_a_capability(node: Node, tmp_path:
             ],
             "tmpfs": ["/var/lib/nginx", "/var/log/nginx"],
             "network": {"ports": ["21003:80"]},
-            "stop": {"signal": "SIGQUIT", "grace": "5s"},
+            "stop": {"signal": "SIGQUIT", "grace": "60s"},
         },
     )
     until(lambda: answers("127.0.0.1", 21003))
@@ -182,11 +181,9 @@ def test_nginx_from_debian_on_port_80_without_a_capability(node: Node, tmp_path:
     assert row.pid is not None
     status = Path(f"/proc/{row.pid}/status").read_text()
     assert "CapEff:\t0000000000000000" in status
-    begun = time.monotonic()
     ended = node.stop(nginx).end
     assert ended is not None
-    assert ended.exit_code == 0
-    assert time.monotonic() - begun < scale.seconds(2)
+    assert (ended.reason, ended.exit_code) == ("stopped", 0)
     assert not answers("127.0.0.1", 21003)
 
 

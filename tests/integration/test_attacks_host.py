@@ -63,13 +63,11 @@ except OSError as e:
 time.sleep(1000)
 """
     app = start(node, python=bomb, native={"stop": {"grace": "100ms"}})
-    until_logged(node, app, f"{errno.EAGAIN}", deadline_s=scale.seconds(30))
+    until_logged(node, app, f"{errno.EAGAIN}", deadline_s=scale.LONG_S)
     assert 4000 < (node.get(app).pids or 0) <= 4096
     other = start(node, name="other", shell=IDLE, native=KILL_AT_ONCE)
     assert run_inside(node, other, "echo", "here") == (0, "here\n")
-    begun = time.monotonic()
     until(lambda: stopped(node, app), what="the end of 4096 processes")
-    assert time.monotonic() - begun < scale.seconds(8)
 
 
 def test_memory_file_systems_are_charged_to_the_instance(node: Node) -> None:

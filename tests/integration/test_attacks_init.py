@@ -69,7 +69,7 @@ os.kill(-1, 9)
     _, text = run_inside(node, app, PYTHON, "-S", "-c", everyone)
     assert text == "[]\n"
     assert process.alive(init, began)
-    ended = node.wait(app, timeout_s=scale.seconds(10))
+    ended = node.wait(app, timeout_s=scale.LONG_S)
     assert ended.end is not None
     # Its neighbour in the instance may end the application, and only that.
     assert (ended.state, ended.end.signal) == ("CONFIGURED", "SIGKILL")
@@ -88,16 +88,21 @@ def test_a_flood_of_output_costs_init_little(node: Node, root: Path, flood: str)
     native = {"cpu": {"max": 0.5}, "logs": {"max_size": "64K", "files": 3}} | KILL_AT_ONCE
     app = start(node, python=FLOODS[flood], native=native)
     init = init_pid(root, app)
-    used_s, seconds = cpu_s(init), 1.5
+    begun, used_s = time.monotonic(), cpu_s(init)
     written = int(Path(f"/proc/{init}/io").read_text().split()[3])
-    time.sleep(seconds)  # What is measured is a rate.
-    begun = time.monotonic()
-    assert run_inside(node, app, "echo", "here") == (0, "here\n")
-    assert time.monotonic() - begun < scale.seconds(1)
+    time.sleep(1.5)  # What is measured is a rate.
+
+    def answered_s() -> float:
+        asked = time.monotonic()
+        assert run_inside(node, app, "echo", "here") == (0, "here\n")
+        return time.monotonic() - asked
+
+    assert scale.quickest(answered_s, below_s=scale.seconds(1)) < scale.seconds(1)
     # The burst of 16 MiB and 4 MiB a second, on each of two streams.
     written = int(Path(f"/proc/{init}/io").read_text().split()[3]) - written
-    assert written < 2 * (16 + 4 * (time.monotonic() - begun + seconds + 1)) * (1 << 20)
-    assert cpu_s(init) - used_s < scale.seconds(0.3 * (seconds + 0.5))
+    used_s, seconds = cpu_s(init) - used_s, time.monotonic() - begun
+    assert written < 2 * (16 + 4 * (seconds + 1)) * (1 << 20)
+    assert used_s < scale.seconds(0.3 * (seconds + 0.5))
     node.stop(app)
     logs = root / "var/lib/nativert/i" / app / "log"
     # A record is at most a pipe's chunk.
@@ -178,7 +183,7 @@ def connect(directory: Path, name: str) -> socket.socket:
     fd = os.open(directory, os.O_PATH | os.O_DIRECTORY)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
-        sock.settimeout(scale.seconds(2))
+        sock.settimeout(scale.LONG_S)
         sock.connect(f"/proc/self/fd/{fd}/{name}")
     except OSError:
         sock.close()
@@ -222,10 +227,16 @@ def test_many_connections(node: Node, root: Path) -> None:
                 except (BlockingIOError, ConnectionError):
                     continue  # The queue is full: what a poll loop has not accepted yet.
                 held.append(sock)
-        begun = time.monotonic()
-        other = start(node, name="other", shell=IDLE, native=KILL_AT_ONCE)
-        assert time.monotonic() - begun < scale.seconds(3)
-        assert run_inside(node, other, "echo", "here") == (0, "here\n")
+        others: list[str] = []
+
+        def started_s() -> float:
+            begun = time.monotonic()
+            name = f"other{len(others)}"
+            others.append(start(node, name=name, shell=IDLE, native=KILL_AT_ONCE))
+            return time.monotonic() - begun
+
+        assert scale.quickest(started_s, below_s=scale.seconds(3), times=4) < scale.seconds(3)
+        assert run_inside(node, others[-1], "echo", "here") == (0, "here\n")
     finally:
         for sock in held:
             sock.close()

@@ -45,9 +45,13 @@ def undisturbed_neighbour(node: Node) -> Iterator[None]:
     before = len(log_text(node, neighbour).splitlines())
     yield
     until(lambda: len(log_text(node, neighbour).splitlines()) > before + 10)
-    begun = time.monotonic()
-    assert run_inside(node, neighbour, "echo", "here") == (0, "here\n")
-    assert time.monotonic() - begun < scale.seconds(2)
+
+    def answered_s() -> float:
+        begun = time.monotonic()
+        assert run_inside(node, neighbour, "echo", "here") == (0, "here\n")
+        return time.monotonic() - begun
+
+    assert scale.quickest(answered_s, below_s=scale.seconds(2)) < scale.seconds(2)
     row = node.get(neighbour)
     assert (row.state, row.end, row.pids) == ("RUNNING", None, 1)
     lines = [line.split() for line in log_text(node, neighbour).splitlines()]
@@ -61,19 +65,18 @@ def test_fork_bomb(node: Node) -> None:
         bomb = start(node, name="bomb", python=FORK_BOMB, native=native)
         until(lambda: (node.stats([bomb])[0].pids or 0) >= 38, what="the bomb has gone off")
         assert (node.stats([bomb])[0].pids or 0) <= 40
-    begun = time.monotonic()
+    # One that does not end is an error, after 10 s.
     assert node.stop(bomb).state == "CONFIGURED"
-    assert time.monotonic() - begun < scale.seconds(1.2)
     assert not node._context.driver.open(f"i-{bomb}").populated()
     node.clean(bomb)
 
 
 def test_fork_bomb_removed_by_force(node: Node) -> None:
-    bomb = start(node, python=FORK_BOMB, native={"pids": {"max": 40}, "cpu": {"max": 0.5}})
+    native = {"pids": {"max": 40}, "cpu": {"max": 0.5}, "stop": {"grace": "1h"}}
+    bomb = start(node, python=FORK_BOMB, native=native)
     until(lambda: (node.stats([bomb])[0].pids or 0) >= 38)
-    begun = time.monotonic()
+    # Long before the grace is over, which the test itself does not live to see.
     node.remove(bomb, force=True)
-    assert time.monotonic() - begun < scale.seconds(2)
     assert node.list() == []
 
 
@@ -82,7 +85,7 @@ def test_memory_bomb(node: Node) -> None:
     with undisturbed_neighbour(node):
         native = {"memory": {"max": "48M", "swap": 0}}
         bomb = start(node, name="bomb", python=grow, native=native)
-        end = node.wait(bomb, timeout_s=scale.seconds(20)).end
+        end = node.wait(bomb, timeout_s=scale.LONG_S).end
     assert end is not None
     assert (end.reason, end.oom) == ("oom", True)
 
@@ -118,9 +121,10 @@ def test_log_flood_is_capped_and_rotated(node: Node) -> None:
             time.sleep(0.01)
     assert node.get(flood).state == "RUNNING"
     assert "flooding" in log_text(node, flood)
-    begun = time.monotonic()
-    node.stop(flood)
-    assert time.monotonic() - begun < scale.seconds(1)
+    # By its stop signal, which it does not ignore.
+    end = node.stop(flood).end
+    assert end is not None
+    assert (end.reason, end.signal) == ("stopped", "SIGTERM")
 
 
 def test_a_line_without_an_end_is_capped_too(node: Node) -> None:
@@ -139,7 +143,7 @@ def test_a_reader_that_never_comes_does_not_block_the_application(node: Node) ->
     app = start(node, shell=script)
     stuck = node.logs(app, follow=True)
     next(stuck)
-    row = node.wait(app, timeout_s=scale.seconds(20))
+    row = node.wait(app, timeout_s=scale.LONG_S)
     assert row.end is not None
     assert row.end.exit_code == 3
     rest = sum(1 for _ in stuck)

@@ -105,7 +105,8 @@ def test_pids_populated_and_remove(cgroup: Cgroup) -> None:
         with pytest.raises(OSError) as caught:
             cgroup.remove()
         assert caught.value.errno == errno.EBUSY
-        assert 0.9 < time.monotonic() - start < scale.seconds(3)
+        # It tries for a second, and not for ever.
+        assert 0.9 < time.monotonic() - start < scale.seconds(8)
     cgroup.remove()
     cgroup.remove()
     assert cgroup.pids() == []
@@ -197,9 +198,14 @@ def test_the_cpu_limit_throttles(cgroup: Cgroup) -> None:
             until(lambda: sampler.sample().throttled_periods >= 3)
             first, start = sampler.sample(), time.monotonic_ns()
             until(lambda: sampler.sample().throttled_periods >= first.throttled_periods + 5)
-            share = (sampler.sample().cpu_ns - first.cpu_ns) / (time.monotonic_ns() - start)
-            assert 0.03 < share < 0.2
-            assert sampler.sample().throttled_ns > 0
+            last, end = sampler.sample(), time.monotonic_ns()
+            used = last.cpu_ns - first.cpu_ns
+            assert used / (end - start) < 0.2
+            # 10 ms of each period of 100 ms in which it wanted more; of the others what the
+            # host had left.
+            periods = last.throttled_periods - first.throttled_periods
+            assert used > 0.3 * periods * 10_000_000
+            assert last.throttled_ns > first.throttled_ns
         finally:
             sampler.close()
 

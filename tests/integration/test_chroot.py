@@ -68,11 +68,9 @@ def test_an_application_runs_from_a_chroot(tmp_path: Path) -> None:
     def body() -> None:
         enter_chroot(tmp_path / "tree")
         ran = subprocess.run(
-            [*node, "run", descriptor], capture_output=True, text=True, timeout=scale.seconds(60)
+            [*node, "run", descriptor], capture_output=True, text=True, timeout=scale.LONG_S
         )
-        gone = subprocess.run(
-            [*node, "gc"], capture_output=True, text=True, timeout=scale.seconds(60)
-        )
+        gone = subprocess.run([*node, "gc"], capture_output=True, text=True, timeout=scale.LONG_S)
         assert (ran.stdout, ran.returncode) == ("from a chroot\n", 0), ran.stderr
         assert gone.returncode == 0, gone.stderr
 

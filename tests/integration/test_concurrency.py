@@ -83,12 +83,11 @@ class Commands:
             go = threading.Barrier(THREADS + 1)
             with ThreadPoolExecutor(THREADS) as threads:
                 told = [threads.submit(self._one, verb, go) for _ in range(THREADS)]
-                go.wait(scale.seconds(30))
+                go.wait(scale.LONG_S)
                 answers = [
-                    child.communicate("go\n", timeout=scale.seconds(60))[0].strip()
-                    for child in children
+                    child.communicate("go\n", timeout=scale.LONG_S)[0].strip() for child in children
                 ]
-                answers += [each.result(scale.seconds(60)) for each in told]
+                answers += [each.result(scale.LONG_S) for each in told]
         finally:
             for child in children:
                 child.kill()
@@ -96,7 +95,7 @@ class Commands:
         return Counter(answers)
 
     def _one(self, verb: str, go: threading.Barrier) -> str:
-        go.wait(scale.seconds(30))
+        go.wait(scale.LONG_S)
         try:
             getattr(self.node, verb)(self.uuid)
         except NativertError as e:
@@ -187,7 +186,7 @@ def test_different_instances_do_not_wait_for_each_other(node: Node, root: Path) 
         finally:
             until(go.parent.is_dir)
             go.touch()
-        assert configuring.result(scale.seconds(30)).state == "CONFIGURED"
+        assert configuring.result(scale.LONG_S).state == "CONFIGURED"
     assert node.run(slow).state == "RUNNING"
 
 
@@ -199,14 +198,14 @@ def test_threads_that_configure_at_once_get_their_own_inits(node: Node, root: Pa
     with ThreadPoolExecutor(len(names)) as threads:
         for _ in range(2):
             for each in [threads.submit(node.configure, uuid) for uuid in uuids]:
-                each.result(scale.seconds(60))
+                each.result(scale.LONG_S)
             for name, uuid in zip(names, uuids, strict=True):
                 node.run(uuid)
                 assert run_inside(node, uuid, "hostname") == (0, f"{name}\n")
             for each in [threads.submit(node.stop, uuid) for uuid in uuids]:
-                each.result(scale.seconds(60))
+                each.result(scale.LONG_S)
             for each in [threads.submit(node.clean, uuid) for uuid in uuids]:
-                each.result(scale.seconds(60))
+                each.result(scale.LONG_S)
     assert driver_of(root).open(INIT).pids() == []
 
 
@@ -235,7 +234,7 @@ def test_gc_beside_operations_takes_nothing_that_lives(make_node: MakeNode, root
                 node.undefine(uuid)
         finally:
             stop.set()
-        assert sweeping.result(scale.seconds(30)) > 3
+        assert sweeping.result(scale.LONG_S) > 3
 
 
 def test_two_commands_start_one_launcher(make_node: MakeNode, root: Path, tmp_path: Path) -> None:
@@ -247,7 +246,7 @@ def test_two_commands_start_one_launcher(make_node: MakeNode, root: Path, tmp_pa
     for _ in range(3):
         assert launcher.pids() == []
         both = [subprocess.Popen([*CLI, "configure", name], env=environment) for name in ("a", "b")]
-        assert [each.wait(scale.seconds(60)) for each in both] == [0, 0]
+        assert [each.wait(scale.LONG_S) for each in both] == [0, 0]
         assert launcher_of(root)
         assert [instance.state for instance in node.list()] == ["CONFIGURED"] * 2
         node.clean("a")
@@ -314,7 +313,7 @@ def test_ps_while_instances_come_and_go(make_node: MakeNode, root: Path) -> None
         finally:
             stop.set()
         for each in looking:
-            each.result(scale.seconds(30))
+            each.result(scale.LONG_S)
     assert {state for state, _ in shown} <= {"DEFINED", "CONFIGURED", "RUNNING", "PAUSED"}
     assert {reason for _, reason in shown} <= {None, "stopped"}
     assert shown.total() > 20

@@ -63,7 +63,7 @@ def page_of(port: int) -> tuple[int, bytes]:
     """Return what the web server at a published port answers."""
 
     def ask() -> tuple[int, bytes] | None:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=scale.seconds(5))
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=scale.LONG_S)
         try:
             connection.request("GET", "/")
             answer = connection.getresponse()
@@ -130,7 +130,7 @@ def test_every_command_of_a_page_works_and_prints_what_is_shown(
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
-                timeout=scale.seconds(60),
+                timeout=scale.LONG_S,
             )
             assert done.returncode == 0, (line, done.stdout)
             if shown:
@@ -167,7 +167,7 @@ def test_the_examples_that_are_built_say_what_they_promise(
     subprocess.run(
         ["make", "-C", ROOT / "examples" / name, f"OUT={tmp_path}"],
         check=True,
-        timeout=scale.seconds(60),
+        timeout=scale.LONG_S,
     )
     instance = bring_up(node, next(tmp_path.glob("*.yaml")).read_text())
     assert settled(node, instance) == "ENDED"
@@ -185,7 +185,7 @@ def test_every_example_is_run_by_a_test() -> None:
 @pytest.mark.apps
 def test_the_demo_shows_what_it_tells() -> None:
     done = subprocess.run(
-        [ROOT / "scripts/demo"], capture_output=True, text=True, timeout=scale.seconds(110), cwd="/"
+        [ROOT / "scripts/demo"], capture_output=True, text=True, timeout=scale.seconds(240), cwd="/"
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "FAILED" not in done.stdout
@@ -204,7 +204,7 @@ def test_an_interrupted_demo_leaves_nothing() -> None:
             said += line
             if line.startswith("3. Pause"):
                 demo.send_signal(signal.SIGINT)
-        demo.wait(scale.seconds(60))
+        demo.wait(scale.LONG_S)
     assert demo.returncode == 128 + signal.SIGINT, said
     assert "FAILED" not in said
     work = re.search(r"NATIVERT_ROOT=(\S+)/node", said)

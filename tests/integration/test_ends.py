@@ -28,7 +28,7 @@ MIB = 1 << 20
 @pytest.mark.parametrize("code", [0, 1, 3, 255])
 def test_exit_codes(node: Node, code: int) -> None:
     app = start(node, shell=f"exit {code}")
-    row = node.wait(app, timeout_s=scale.seconds(10))
+    row = node.wait(app, timeout_s=scale.LONG_S)
     assert row.state == "CONFIGURED"
     assert (ended(row).reason, ended(row).exit_code, ended(row).signal) == ("exited", code, None)
     assert ended(row).code == code
@@ -37,7 +37,7 @@ def test_exit_codes(node: Node, code: int) -> None:
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGUSR1])
 def test_an_end_by_a_signal(node: Node, number: signal.Signals) -> None:
     app = start(node, shell=f"kill -{number} $$")
-    row = node.wait(app, timeout_s=scale.seconds(10))
+    row = node.wait(app, timeout_s=scale.LONG_S)
     assert (ended(row).reason, ended(row).signal) == ("signal", number.name)
     assert ended(row).exit_code is None
     assert ended(row).code == 128 + number
@@ -46,9 +46,17 @@ def test_an_end_by_a_signal(node: Node, number: signal.Signals) -> None:
 
 def test_the_end_is_noticed_at_once_and_only_once(node: Node) -> None:
     app = start(node, shell="sleep 0.2; exit 6")
-    begun = time.monotonic()
+
+    def took_s() -> float:
+        begun = time.monotonic()
+        assert ended(node.wait(app)).exit_code == 6
+        took_s = time.monotonic() - begun
+        node.run(app)
+        return took_s
+
+    at_once_s = scale.seconds(1)
+    assert scale.quickest(took_s, below_s=at_once_s) < at_once_s
     assert ended(node.wait(app)).exit_code == 6
-    assert time.monotonic() - begun < scale.seconds(1)
     assert ended(node.get(app)).exit_code == 6
     assert ended(node.wait(app)).exit_code == 6
     assert node.run(app).end is None
@@ -81,7 +89,7 @@ def test_kill_sends_any_signal(node: Node) -> None:
     until_logged(node, app, "got HUP")
     assert node.get(app).state == "RUNNING"
     node.kill(app, signal.SIGKILL)
-    end = ended(node.wait(app, timeout_s=scale.seconds(10)))
+    end = ended(node.wait(app, timeout_s=scale.LONG_S))
     # Nobody asked for a stop.
     assert (end.reason, end.signal) == ("signal", "SIGKILL")
 
@@ -89,7 +97,7 @@ def test_kill_sends_any_signal(node: Node) -> None:
 def test_a_memory_limit_too_small_is_an_oom_with_peak_and_limit(node: Node) -> None:
     grow = "data = bytearray(200 << 20); print('never')"
     app = start(node, python=grow, native={"memory": {"max": "32M", "swap": 0}})
-    end = ended(node.wait(app, timeout_s=scale.seconds(20)))
+    end = ended(node.wait(app, timeout_s=scale.LONG_S))
     assert (end.reason, end.oom, end.signal, end.code) == ("oom", True, "SIGKILL", 137)
     assert end.peak_bytes is not None
     assert 30 * MIB <= end.peak_bytes <= 33 * MIB
@@ -99,7 +107,7 @@ def test_a_memory_limit_too_small_is_an_oom_with_peak_and_limit(node: Node) -> N
     # The verdict is of that run alone.
     node.run(app)
     node.kill(app, signal.SIGKILL)
-    assert ended(node.wait(app, timeout_s=scale.seconds(20))).reason in ("signal", "oom")
+    assert ended(node.wait(app, timeout_s=scale.LONG_S)).reason in ("signal", "oom")
 
 
 CHILD_GROWS = "python3 -S -c 'bytearray(200 << 20)'; echo child $?; exit 4"
@@ -108,7 +116,7 @@ CHILD_GROWS = "python3 -S -c 'bytearray(200 << 20)'; echo child $?; exit 4"
 @pytest.mark.cgroup_v1
 def test_an_oom_of_a_child_is_told_too(node: Node) -> None:
     app = start(node, shell=CHILD_GROWS, native={"memory": {"max": "32M", "swap": 0}})
-    end = ended(node.wait(app, timeout_s=scale.seconds(20)))
+    end = ended(node.wait(app, timeout_s=scale.LONG_S))
     assert (end.reason, end.exit_code, end.oom) == ("exited", 4, True)
     assert "OOM killer" in end.message
     assert "child 137" in log_text(node, app)
@@ -117,7 +125,7 @@ def test_an_oom_of_a_child_is_told_too(node: Node) -> None:
 @pytest.mark.cgroup_v2
 def test_an_oom_of_a_child_ends_the_application(node: Node) -> None:
     app = start(node, shell=CHILD_GROWS, native={"memory": {"max": "32M", "swap": 0}})
-    end = ended(node.wait(app, timeout_s=scale.seconds(20)))
+    end = ended(node.wait(app, timeout_s=scale.LONG_S))
     assert (end.reason, end.oom, end.signal, end.code) == ("oom", True, "SIGKILL", 137)
     assert "child" not in log_text(node, app)
 
@@ -147,7 +155,8 @@ def test_stop_kills_what_ignores_it_and_what_went_away(node: Node) -> None:
     begun = time.monotonic()
     end = ended(node.stop(app))
     took_s = time.monotonic() - begun
-    assert 0.3 <= took_s < scale.seconds(1.3)
+    # Well below what a stop waits for the end of what it has killed.
+    assert 0.3 <= took_s < scale.seconds(8)
     assert (end.reason, end.signal, end.timed_out) == ("stop-timeout", "SIGKILL", True)
     assert not cgroup(node, app).populated()
     assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
@@ -157,7 +166,7 @@ def test_children_die_with_the_application(node: Node) -> None:
     app = start(node, shell="(setsid sleep 1001 &); sleep 0.2; exit 3")
     until(lambda: len(cgroup(node, app).pids()) >= 2)
     pids = cgroup(node, app).pids()
-    assert ended(node.wait(app, timeout_s=scale.seconds(10))).exit_code == 3
+    assert ended(node.wait(app, timeout_s=scale.LONG_S)).exit_code == 3
     assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
     assert node.get(app).state == "CONFIGURED"
 
@@ -180,7 +189,7 @@ def test_killed_while_frozen(node: Node) -> None:
     app = start(node, shell=SLEEP)
     node.pause(app)
     node.kill(app, signal.SIGKILL)
-    row = node.wait(app, timeout_s=scale.seconds(10))
+    row = node.wait(app, timeout_s=scale.LONG_S)
     assert row.state == "CONFIGURED"
     assert ended(row).signal == "SIGKILL"
     # The next run starts thawed.

@@ -160,7 +160,7 @@ def test_an_image_as_the_whole_root(
 @pytest.mark.parametrize("user", [1000, "root"])
 def test_a_session_is_allowed_nothing(node: Node, prepared: Prepared, user: int | str) -> None:
     app = start(node, shell="read line", native=prepared.native(user=user, stop={"grace": 0}))
-    node.wait(app, timeout_s=scale.seconds(10))
+    node.wait(app, timeout_s=scale.LONG_S)
     _, text = run_inside(node, app, *prepared.command)
     assert allowed(judged(text)) == set()
 

@@ -12,7 +12,7 @@ from agent_kills import storm
 pytestmark = [pytest.mark.root, pytest.mark.netns]
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(600)
 def test_agents_are_killed_under_load(
     tmp_path: Path, seed: int, tell: Callable[[str], None]
 ) -> None:

@@ -110,6 +110,6 @@ class OnThisMachine(Lifecycle):
         assert not broken
 
 
-@pytest.mark.timeout(max(240, STEPS))
+@pytest.mark.timeout(max(600, 2 * STEPS))
 def test_random_lives() -> None:
     assert run_for(OnThisMachine, steps=STEPS, examples=5) >= STEPS

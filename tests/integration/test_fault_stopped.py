@@ -104,7 +104,7 @@ def test_an_agent_that_stands_still_answers_when_it_goes_on(
                 node.resume(app)
                 time.sleep(0.5)
                 agent.process.send_signal(signal.SIGCONT)
-                waiting.settimeout(scale.seconds(20))
+                waiting.settimeout(scale.LONG_S)
                 assert waiting.recv(12) == b"HTTP/1.1 200"
         finally:
             agent.process.send_signal(signal.SIGCONT)

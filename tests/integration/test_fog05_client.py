@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import scale
 from agents import Agent, serving
-from fog05_clients import FIMAPI, client, config, descriptor, free_port, in_time
+from fog05_clients import FIMAPI, LONG, client, config, descriptor, free_port, in_time
 from nodes import until
 
 from nativert.runtime.node import Node
@@ -122,7 +122,6 @@ def test_a_scheduled_fdu_is_instantiated_and_terminated(api: FIMAPI, node: Node)
 
 def test_what_is_refused_is_answered_at_once_with_a_number(api: FIMAPI, node: Node) -> None:
     instance = define(api, node.identity.id, shell=SLEEP)
-    began = time.monotonic()
     for call, number in (
         (lambda: api.fdu.start(instance), "10"),
         (lambda: api.fdu.log(instance), "10"),
@@ -132,26 +131,32 @@ def test_what_is_refused_is_answered_at_once_with_a_number(api: FIMAPI, node: No
         (lambda: api.fdu.migrate(instance, node.identity.id), "[89]"),
         (lambda: api.fdu.define(str(uuid.uuid4()), node.identity.id), "NOT|not found|Error 11"),
     ):
+        began = time.monotonic()
         with pytest.raises(ValueError, match=number):
             in_time(call)
+        # Who asks what nobody answers is told so after ten seconds.
+        assert time.monotonic() - began < scale.seconds(8)
     running = api.fdu.run(instance)
     with pytest.raises(ValueError, match=r"^10$"):
         in_time(running.get_result)
-    assert time.monotonic() - began < scale.seconds(10)
     assert node.get(instance).state == "DEFINED"
 
 
-def test_after_a_refusal_the_next_request_is_done_at_once(api: FIMAPI, node: Node) -> None:
-    instance = define(api, node.identity.id, shell=SLEEP)
-    for _ in range(scale.count(10, least=2)):
-        with pytest.raises(ValueError, match=r"Errno: 10 Msg: .*DEFINED"):
-            in_time(lambda: api.fdu.pause(instance))
-        began = time.monotonic()
-        in_time(lambda: api.fdu.configure(instance))
-        with pytest.raises(ValueError, match="Errno: 10"):
-            in_time(lambda: api.fdu.resume(instance))
-        in_time(lambda: api.fdu.clean(instance))
-        assert time.monotonic() - began < scale.seconds(4)
+def test_after_a_refusal_the_next_request_is_done_at_once(
+    root: Path, node: Node, port: int
+) -> None:
+    """An error that nobody asks after is shown for so long that nobody could wait for its end."""
+    shown = "from nativert.plugin.publisher import Publisher\n"
+    shown += f"Publisher.__init__.__kwdefaults__['hold_s'] = {10 * LONG}"
+    with serving(root, config=config(port), first=shown), client(port) as api:
+        instance = define(api, node.identity.id, shell=SLEEP)
+        for _ in range(scale.count(10, least=2)):
+            with pytest.raises(ValueError, match=r"Errno: 10 Msg: .*DEFINED"):
+                in_time(lambda: api.fdu.pause(instance))
+            in_time(lambda: api.fdu.configure(instance))
+            with pytest.raises(ValueError, match="Errno: 10"):
+                in_time(lambda: api.fdu.resume(instance))
+            in_time(lambda: api.fdu.clean(instance))
 
 
 def test_a_descriptor_that_is_wrong_is_refused_when_it_comes(api: FIMAPI) -> None:
@@ -167,8 +172,10 @@ def test_a_descriptor_that_is_wrong_is_refused_when_it_comes(api: FIMAPI) -> Non
 
 
 def test_ten_runs_at_once_take_as_long_as_one(api: FIMAPI, node: Node) -> None:
+    """None ends before all of them run, and something else has been asked meanwhile."""
     count = 10
-    fdu = in_time(lambda: api.fdu.onboard(descriptor(shell='sleep 2; exit "$N"')))
+    wait = 'until [ -e go ]; do sleep 0.05; done; exit "$N"'
+    fdu = in_time(lambda: api.fdu.onboard(descriptor(shell=wait)))
     instances = []
     for _ in range(count):
         record = in_time(lambda: api.fdu.define(fdu.get_uuid(), node.identity.id))
@@ -176,7 +183,6 @@ def test_ten_runs_at_once_take_as_long_as_one(api: FIMAPI, node: Node) -> None:
         in_time(lambda: api.fdu.configure(instances[-1]))
     # The client's own pool has as many threads as the machine has processors, and four.
     api.executor._max_workers = count
-    began = time.monotonic()
     running = [api.fdu.run(one, f"N={number}") for number, one in enumerate(instances)]
     until(
         lambda: all(node.get(one).state == "RUNNING" for one in instances),
@@ -184,8 +190,9 @@ def test_ten_runs_at_once_take_as_long_as_one(api: FIMAPI, node: Node) -> None:
     )
     other = define(api, node.identity.id, name="other", shell="true")
     assert status(api, other) == "DEFINE"
+    for one in instances:
+        (node._context.paths.instance_lib(one) / "data/go").touch()
     assert [in_time(each.get_result)[0] for each in running] == list(range(count))
-    assert time.monotonic() - began < scale.seconds(10)
 
 
 def test_a_command_with_semicolons_and_quotes_arrives_as_it_is(api: FIMAPI, node: Node) -> None:

@@ -40,7 +40,7 @@ def test_the_program_of_the_page_prints_what_it_says(root: Path, node: Node) -> 
             [sys.executable, "-W", "ignore", "-c", block("python", port)],
             capture_output=True,
             text=True,
-            timeout=scale.seconds(30),
+            timeout=scale.LONG_S,
         )
     assert done.returncode == 0, done.stderr
     printed = done.stdout.strip()
@@ -97,7 +97,7 @@ def test_the_manifest_of_the_page_registers(root: Path, node: Node, tmp_path: Pa
         assert double.plugin()["uuid"] == json.loads(shown)["uuid"]
     finally:
         process.terminate()
-        assert process.wait(scale.seconds(20)) == 0
+        assert process.wait(scale.LONG_S) == 0
         double.close()
 
 

@@ -67,7 +67,7 @@ def plugin(root: Path, manifest: Path) -> Iterator[subprocess.Popen[bytes]]:
     finally:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
-            process.wait(scale.seconds(20))
+            process.wait(scale.LONG_S)
         log.close()
 
 
@@ -105,7 +105,7 @@ def test_a_life_at_somebody_elses_agent(
             double.until(instance, *seen)
         assert node.list() == []
         process.send_signal(signal.SIGTERM)
-        assert process.wait(scale.seconds(20)) == 0
+        assert process.wait(scale.LONG_S) == 0
     double.wait(lambda: not any("/plugins/" in key for key in double.values), "it says goodbye")
     assert double.lost == []
 
@@ -146,7 +146,7 @@ def test_instances_live_on_while_the_plugin_starts_again(
         double.until(instance, "RUN")
         pid = node.get(instance).pid
         process.kill()
-        process.wait(scale.seconds(20))
+        process.wait(scale.LONG_S)
     # While nobody is there, an instance is asked for that does not exist yet.
     key = double.path("alfos", instance, fdu)
     late = str(uuid.uuid4())

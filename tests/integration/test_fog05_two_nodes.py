@@ -19,7 +19,7 @@ from nativert.runtime.node import Node
 pytestmark = [pytest.mark.root, pytest.mark.netns]
 
 SLEEP = "echo here; sleep 1000"
-LONG = scale.seconds(20)
+LONG = scale.LONG_S
 
 
 class Pair:

@@ -15,7 +15,7 @@ from nativert.isolation.cgroups.limits import Limits
 
 pytestmark = pytest.mark.root
 
-FREEZE_S = scale.seconds(5)
+FREEZE_S = scale.LONG_S
 SPIN = "print('spinning', flush=True)\nwhile True: pass"
 # Twenty processes, half of them double-forked away and all deaf to TERM.
 STUBBORN = """

@@ -90,7 +90,7 @@ def server(answer: bytes, *, close: bool = True) -> Iterator[str]:
     finally:
         listener.shutdown(socket.SHUT_RDWR)
         listener.close()
-        thread.join(scale.seconds(5))
+        thread.join(scale.LONG_S)
         for connection in held:
             connection.close()
 

@@ -20,7 +20,7 @@ pytestmark = [
     pytest.mark.netns,
     pytest.mark.slow,
     pytest.mark.host_only,
-    pytest.mark.timeout(300),
+    pytest.mark.timeout(600),
 ]
 
 # What an installation writes to, here with an upper layer of its own.
@@ -81,7 +81,7 @@ def shell(tmp_path: Path, wheelhouse: Path) -> Iterator[Shell]:
 
         yield run
     finally:
-        holder.communicate(b"\n", timeout=scale.seconds(30))
+        holder.communicate(b"\n", timeout=scale.LONG_S)
         subprocess.run(["umount", str(upper)], check=True)
 
 

@@ -103,7 +103,7 @@ def test_data_and_logs_are_kept_over_runs(node: Node) -> None:
     for run in "123":
         node.configure(app)
         node.run(app, env={"RUN": run})
-        node.wait(app, timeout_s=scale.seconds(10))
+        node.wait(app, timeout_s=scale.LONG_S)
         node.clean(app)
     assert log_text(node, app, "stdout") == "1\n1\n2\n"
     assert log_text(node, app, "stderr") == "err 1\nerr 2\nerr 3\n"
@@ -172,6 +172,6 @@ def test_operations_of_several_processes_do_not_cross(
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(scale.seconds(20))
+        thread.join(scale.LONG_S)
     assert sorted(outcomes) == ["CONFIGURED", "refused in CONFIGURED"]
     assert os.path.isdir(f"/proc/{os.getpid()}")

@@ -66,7 +66,7 @@ def test_instances_outlive_the_launcher_and_a_new_one_serves_new_ones(
     assert run_inside(node, first, "echo", "here") == (0, "here\n")
     with open(Paths(root).instance_lib(ends) / "data/go", "w") as go:
         go.write("\n")
-    ended = node.wait(ends, timeout_s=scale.seconds(10))
+    ended = node.wait(ends, timeout_s=scale.LONG_S)
     assert ended.end is not None
     assert (ended.state, ended.end.code) == ("CONFIGURED", 7)
 
@@ -189,7 +189,7 @@ def test_after_a_reboot_everything_is_defined_and_the_leftovers_go(
         [sys.executable, "-c", IN_ANOTHER_BOOT, str(root), str(boot_id)],
         capture_output=True,
         text=True,
-        timeout=scale.seconds(60),
+        timeout=scale.LONG_S,
     )
     assert child.returncode == 0, child.stderr
     assert json.loads(child.stdout) == [["app", "DEFINED", "node-rebooted"]]
@@ -242,7 +242,7 @@ def test_an_end_that_nobody_saw_is_told_by_the_next_command(
 
 def test_the_exit_of_an_earlier_run_is_not_taken_for_a_later_one(node: Node, root: Path) -> None:
     uuid = start(node, shell="test -e /data/again && exec sleep 1000; touch /data/again; exit 5")
-    ended = node.wait(uuid, timeout_s=scale.seconds(10))
+    ended = node.wait(uuid, timeout_s=scale.LONG_S)
     assert ended.end is not None
     assert ended.end.code == 5
     exit_file = Paths(root).instance_run(uuid) / "exit.json"

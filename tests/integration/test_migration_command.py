@@ -21,7 +21,7 @@ from nativert.runtime.node import Node
 pytestmark = [pytest.mark.root, pytest.mark.netns]
 
 APP = "echo run >> /data/runs; echo up; exec sleep 1000"
-LONG = scale.seconds(30)
+LONG = scale.LONG_S
 
 
 class Two:

@@ -50,7 +50,7 @@ class Watch:
         return self.longest_s
 
 
-@pytest.mark.timeout(scale.seconds(60 + 5 * MOVES))
+@pytest.mark.timeout(scale.seconds(300 + 15 * MOVES))
 def test_a_counter_is_moved_there_and_back(make_node: MakeNode, tmp_path: Path) -> None:
     witness = tmp_path / "witness"
     witness.mkdir(mode=0o755)

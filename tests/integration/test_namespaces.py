@@ -147,7 +147,7 @@ def test_loopback_comes_up_and_only_in_the_instance(held: dict[str, int]) -> Non
         namespaces.loopback_up()
         assert interface_flags(b"lo") & IFF_UP
         with socket.create_server(("127.0.0.1", 0)) as server:
-            socket.create_connection(server.getsockname(), timeout=scale.seconds(5)).close()
+            socket.create_connection(server.getsockname(), timeout=scale.LONG_S).close()
 
     run_forked(body)
 
@@ -163,7 +163,7 @@ def test_low_ports_and_echo_need_no_capability(held: dict[str, int]) -> None:
         with socket.create_server(("127.0.0.1", 80)):
             pass
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM, socket.IPPROTO_ICMP) as ping:
-            ping.settimeout(scale.seconds(5))
+            ping.settimeout(scale.LONG_S)
             ping.sendto(b"\x08\x00\x00\x00\x00\x00\x00\x01", ("127.0.0.1", 0))
             assert ping.recv(64)[0] == 0
 

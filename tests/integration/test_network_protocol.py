@@ -297,7 +297,7 @@ def test_without_an_interface_the_network_is_not_asked(
     app = node.define(make_descriptor(shell="exit 0")).instance
     node.configure(app)
     node.run(app)
-    node.wait(app, timeout_s=scale.seconds(10))
+    node.wait(app, timeout_s=scale.LONG_S)
     node.clean(app)
     node.undefine(app)
     assert network.calls == []

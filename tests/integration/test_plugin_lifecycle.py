@@ -123,7 +123,7 @@ def test_ten_blocking_runs_do_not_wait_for_each_other(driver: Driver) -> None:
     for _, go in instances:
         go.write_text("\n")
     for thread in threads:
-        thread.join(scale.seconds(30))
+        thread.join(scale.LONG_S)
     assert replies == [{"result": "3"}] * 10
 
 

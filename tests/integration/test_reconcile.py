@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import scale
 from aftermath import alter_facts
 from nodes import (
     MakeNode,
@@ -56,7 +57,7 @@ def told(node: Node, kind: str, instance: str = "") -> list[str]:
 
 
 def run_quietly(*argv: str) -> None:
-    subprocess.run(argv, check=True, capture_output=True, timeout=30)
+    subprocess.run(argv, check=True, capture_output=True, timeout=scale.LONG_S)
 
 
 def test_a_limit_that_was_wiped_is_written_again(supervised: Node) -> None:

@@ -251,7 +251,7 @@ def test_what_the_host_renames_over_its_files_does_not_show_ours_up(tmp_path: Pa
     thread.start()
     os.mknod(hidden / "shadow-", stat.S_IFCHR, 0)
     inside(tmp_path, [etc_of(ours, hidden, host)], body)
-    thread.join(scale.seconds(10))
+    thread.join(scale.LONG_S)
     assert (host / "hosts").read_text() == "the host's new"
     for fd in (*replace, *replaced):
         os.close(fd)

@@ -38,7 +38,7 @@ class Foreground:
         self._out = process.stdout.fileno()
         self.seen = b""
 
-    def until_seen(self, text: bytes, *, deadline_s: float = 10.0) -> None:
+    def until_seen(self, text: bytes, *, deadline_s: float = scale.LONG_S) -> None:
         end = time.monotonic() + deadline_s
         while text not in self.seen:
             ready = select.select([self._out], [], [], max(0.0, end - time.monotonic()))[0]
@@ -46,7 +46,7 @@ class Foreground:
             assert data, f"{text!r} is not in {self.seen!r}"
             self.seen += data
 
-    def ended(self, *, deadline_s: float = 10.0) -> tuple[int, bytes, bytes]:
+    def ended(self, *, deadline_s: float = scale.LONG_S) -> tuple[int, bytes, bytes]:
         """Return (exit code, stdout, stderr) once it has ended."""
         out, err = self.process.communicate(timeout=deadline_s)
         return self.process.returncode, self.seen + out, err
@@ -215,16 +215,15 @@ def test_the_code_of_an_application_that_its_stop_signal_ends(
 
 
 def test_a_second_interrupt_kills(node: Node, foreground: Callable[..., Foreground]) -> None:
-    run = foreground(shell=DEAF, native={"stop": {"grace": "60s"}})
+    run = foreground(shell=DEAF, native={"stop": {"grace": "1h"}})
     run.until_seen(b"up\n")
     run.process.send_signal(signal.SIGINT)
     # The stop is under way once its intent is noted.
     facts = node._context.paths.instance_run(node.get("app").instance) / "boot.json"
     until(lambda: b'"intent":"stop"' in facts.read_bytes())
-    begun = time.monotonic()
     run.process.send_signal(signal.SIGINT)
+    # Long before the grace is over.
     code, _, _ = run.ended()
-    assert time.monotonic() - begun < scale.seconds(3)
     assert code == 128 + signal.SIGKILL
     assert node.list() == []
 
@@ -235,7 +234,8 @@ def test_grace_then_kill(node: Node, foreground: Callable[..., Foreground]) -> N
     begun = time.monotonic()
     run.process.send_signal(signal.SIGTERM)
     assert run.ended()[0] == 128 + signal.SIGKILL
-    assert 0.3 <= time.monotonic() - begun < scale.seconds(2)
+    # What nobody has set is 10 s.
+    assert 0.3 <= time.monotonic() - begun < scale.seconds(8)
     assert node.list() == []
 
 
@@ -250,7 +250,7 @@ def test_ctrl_c_on_a_terminal(node: Node, root: Path, document: Callable[..., st
     def see(text: bytes) -> None:
         nonlocal seen
         while text not in seen:
-            assert select.select([master], [], [], 10)[0], seen
+            assert select.select([master], [], [], scale.LONG_S)[0], seen
             seen += os.read(master, 4096)
 
     try:
@@ -329,7 +329,7 @@ def test_killed_run_leaves_the_application_running(
     run.until_seen(b"up\n")
     pid = node.get("app").pid
     run.process.kill()
-    run.process.wait(scale.seconds(10))
+    run.process.wait(scale.LONG_S)
     rows = json.loads(cli("ps", "-o", "json").stdout)
     assert [(row["name"], row["state"], row["pid"]) for row in rows] == [("app", "RUNNING", pid)]
     # The log goes on without it.
@@ -346,7 +346,7 @@ def test_killed_run_whose_application_ended_meanwhile(
     run = foreground(shell="echo up; sleep 0.3; exit 11")
     run.until_seen(b"up\n")
     run.process.kill()
-    run.process.wait(scale.seconds(10))
+    run.process.wait(scale.LONG_S)
     assert cli("wait", "app").returncode in (0, 11)
     row = json.loads(cli("inspect", "app", "-o", "json").stdout)
     assert row["status"] == "CONFIGURE"
@@ -359,7 +359,7 @@ def test_nobody_reads_any_more(node: Node, foreground: Callable[..., Foreground]
     run.until_seen(b"line\n")
     assert run.process.stdout is not None
     run.process.stdout.close()
-    assert run.process.wait(scale.seconds(10)) in (0, 128 + signal.SIGPIPE)
+    assert run.process.wait(scale.LONG_S) in (0, 128 + signal.SIGPIPE)
     assert node.list() == []
 
 

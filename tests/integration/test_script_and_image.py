@@ -30,7 +30,7 @@ def test_the_script_runs_inside_before_the_application(node: Node) -> None:
     ).instance
     assert node.configure(app).state == "CONFIGURED"
     node.run(app)
-    node.wait(app, timeout_s=scale.seconds(10))
+    node.wait(app, timeout_s=scale.LONG_S)
     assert log_text(node, app) == "1000\nscripted\n"
 
 
@@ -84,7 +84,7 @@ def test_an_image_as_the_whole_root(node: Node, static_program: Path, tmp_path: 
         image=image,
         native={"rootfs": "image", "workdir": "/", "user": "svc"},
     )
-    row = node.wait(app, timeout_s=scale.seconds(10))
+    row = node.wait(app, timeout_s=scale.LONG_S)
     assert row.end is not None
     assert row.end.exit_code == 2
     first, second = log_text(node, app).splitlines()
@@ -107,7 +107,7 @@ def test_an_image_at_app_and_its_bin_in_the_path(
     program.chmod(program.stat().st_mode | stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH)
     image = {"name": "i", "uri": f"file://{directory}", "checksum": "", "format": "directory"}
     app = start(node, binary="hello", image=image, native={"workdir": "/app"})
-    node.wait(app, timeout_s=scale.seconds(10))
+    node.wait(app, timeout_s=scale.LONG_S)
     assert log_text(node, app).startswith("/app/bin/hello 1000\n")
     script = "which hello; touch /app/x || echo read-only"
     code, text = run_inside(node, app, "sh", "-c", script)
@@ -121,6 +121,6 @@ def test_a_single_binary_as_image(node: Node, tmp_path: Path) -> None:
     binary.write_bytes(Path("/bin/true").read_bytes())
     image = {"name": "i", "uri": f"file://{binary}", "checksum": "", "format": "binary"}
     app = start(node, image=image, binary="true")
-    row = node.wait(app, timeout_s=scale.seconds(10))
+    row = node.wait(app, timeout_s=scale.LONG_S)
     assert row.end is not None
     assert row.end.exit_code == 0

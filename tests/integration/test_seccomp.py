@@ -91,7 +91,7 @@ def run(filter_file: Path, *argv: str) -> subprocess.CompletedProcess[str]:
         filtered(filter_file, argv),
         capture_output=True,
         text=True,
-        timeout=scale.seconds(60),
+        timeout=scale.LONG_S,
         check=False,
     )
 
@@ -236,7 +236,7 @@ def test_redis_serves(filter_file: Path, tmp_path: Path) -> None:
             if "accept connections" in line:
                 break
         with socket.socket(socket.AF_UNIX) as client:
-            client.settimeout(scale.seconds(10))
+            client.settimeout(scale.LONG_S)
             client.connect(str(listener))
             client.sendall(b"PING\r\nSET k v\r\nSAVE\r\n")
             answer = b""
@@ -246,7 +246,7 @@ def test_redis_serves(filter_file: Path, tmp_path: Path) -> None:
                 answer += chunk
         assert answer == b"+PONG\r\n+OK\r\n+OK\r\n"
         server.terminate()
-        server.communicate(timeout=scale.seconds(10))
+        server.communicate(timeout=scale.LONG_S)
         assert server.returncode == 0
     finally:
         server.kill()

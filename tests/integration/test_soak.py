@@ -43,7 +43,7 @@ def one_life(node: Node, number: int) -> None:
     node.configure(app)
     node.run(app)
     if way == "exits":
-        end = node.wait(app, timeout_s=scale.seconds(20)).end
+        end = node.wait(app, timeout_s=scale.LONG_S).end
         assert end is not None
         assert end.exit_code == 3
     elif way == "paused and forced":
@@ -55,7 +55,7 @@ def one_life(node: Node, number: int) -> None:
         node.stop(app)
     elif way == "killed":
         node.kill(app, 9)
-        assert node.wait(app, timeout_s=scale.seconds(20)).state == "CONFIGURED"
+        assert node.wait(app, timeout_s=scale.LONG_S).state == "CONFIGURED"
     else:
         node.stop(app)
     node.remove(app)
@@ -100,11 +100,11 @@ def test_runs_of_one_instance_leave_nothing(node: Node) -> None:
     pid = node.inspect(app)["native"]["init_pid"]  # type: ignore[index]
     init_fds = Path(f"/proc/{pid}/fd")
     node.run(app)
-    node.wait(app, timeout_s=scale.seconds(10))
+    node.wait(app, timeout_s=scale.LONG_S)
     here, there = len(descriptors()), len(list(init_fds.iterdir()))
     for _ in range(LIFECYCLES):
         node.run(app)
-        node.wait(app, timeout_s=scale.seconds(10))
+        node.wait(app, timeout_s=scale.LONG_S)
     gc.collect()
     assert len(descriptors()) == here
     until(lambda: len(list(init_fds.iterdir())) == there, what="descriptors of init")

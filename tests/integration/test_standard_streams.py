@@ -43,6 +43,6 @@ def test_the_streams_can_be_opened_by_name(node_root: Path) -> None:
         input=DESCRIPTOR,
         capture_output=True,
         text=True,
-        timeout=scale.seconds(60),
+        timeout=scale.LONG_S,
     )
     assert (done.stdout, done.stderr, done.returncode) == ("one\n", "two\n", 0)

@@ -20,7 +20,7 @@ SLEEP = "exec sleep 1000"
 def told(node: Node, **fields: object) -> list[str]:
     """Run an application to its end; return the lines of its log."""
     app = start(node, **fields)
-    row = node.wait(app, timeout_s=scale.seconds(10))
+    row = node.wait(app, timeout_s=scale.LONG_S)
     text = log_text(node, app)
     assert row.end is not None
     assert row.end.exit_code == 0, text

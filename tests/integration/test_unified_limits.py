@@ -53,20 +53,20 @@ def test_the_oom_killer_takes_a_whole_instance(node: Node) -> None:
     # The child grows; its parent and its sibling would go on.
     grow = "python3 -S -c 'bytearray(200 << 20)' & sleep 998 & sleep 999"
     app = start(node, shell=grow, native={"memory": {"max": "32M", "swap": 0}})
-    end = ended(node.wait(app, timeout_s=scale.seconds(10)))
+    end = ended(node.wait(app, timeout_s=scale.LONG_S))
     assert (end.reason, end.signal, end.oom) == ("oom", "SIGKILL", True)
     assert not cgroup_of(node, app).populated()
     # Each run has a verdict of its own.
     node.run(app)
     node.kill(app, signal.SIGTERM)
-    assert ended(node.wait(app, timeout_s=scale.seconds(10))).reason in ("signal", "oom")
+    assert ended(node.wait(app, timeout_s=scale.LONG_S)).reason in ("signal", "oom")
 
 
 def test_an_oom_in_a_session_is_an_oom_of_the_instance(node: Node) -> None:
     app = start(node, shell=SLEEP, native={"memory": {"max": "32M", "swap": 0}})
     code, _ = run_inside(node, app, "python3", "-S", "-c", "bytearray(200 << 20)")
     assert code == -signal.SIGKILL or code == 128 + signal.SIGKILL
-    assert ended(node.wait(app, timeout_s=scale.seconds(10))).reason == "oom"
+    assert ended(node.wait(app, timeout_s=scale.LONG_S)).reason == "oom"
 
 
 def test_io_max_slows_direct_reads_down() -> None:
@@ -80,7 +80,7 @@ def test_io_max_slows_direct_reads_down() -> None:
         cgroup.apply(Limits(io=(IoLimit(device, rbps=2 * MIB),)))
         begun = time.monotonic()
         with member(cgroup, *read) as process:
-            assert process.wait(scale.seconds(30)) == 0
+            assert process.wait(scale.LONG_S) == 0
         assert time.monotonic() - begun > 2
         assert cgroup.usage().io_read_bytes >= 6 * MIB
 
@@ -104,7 +104,7 @@ def test_pressure_tells_who_waits(node: Node) -> None:
     idle = start(node, shell=SLEEP, name="idle")
     figures = until_true(
         lambda: (f := node.stats([app])[0]).cpu_pressure and f,
-        deadline_s=scale.seconds(15),
+        deadline_s=scale.LONG_S,
         what="cpu pressure",
         pause_s=0.2,
     )
@@ -119,7 +119,7 @@ def test_a_frozen_process_dies_without_a_thaw() -> None:
         cgroup = driver.create("i-1")
         with python(cgroup, "import time; print('up', flush=True); time.sleep(99)") as process:
             assert process.line() == "up"
-            cgroup.freeze(scale.seconds(5))
+            cgroup.freeze(scale.LONG_S)
             assert file(cgroup, "cgroup.freeze").read_text() == "1\n"
             signal.pidfd_send_signal(process._pidfd, signal.SIGKILL)
             assert process.wait() == -signal.SIGKILL

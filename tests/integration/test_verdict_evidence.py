@@ -43,7 +43,7 @@ def told(cli: Cli, ref: str) -> End:
         native = json.loads(cli("inspect", ref, "-o", "json").stdout)["native"]
         return native["state"] == "CONFIGURED" and native["end"]
 
-    return msgspec.convert(until(look, deadline_s=scale.seconds(20)), End)
+    return msgspec.convert(until(look, deadline_s=scale.LONG_S), End)
 
 
 def exit_facts(node: Node, ref: str) -> boot.ExitFacts:

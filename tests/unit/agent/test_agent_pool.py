@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 
 import pytest
+import scale
 
 from nativert.agent.pool import Pool
 
@@ -15,23 +16,23 @@ def test_no_more_threads_than_asked_for() -> None:
 
     def job() -> int:
         running.release()
-        assert gate.wait(10)
+        assert gate.wait(scale.LONG_S)
         return threading.get_ident()
 
     futures = [pool.submit(job) for _ in range(10)]
     for _ in range(3):
-        assert running.acquire(timeout=10)
+        assert running.acquire(timeout=scale.LONG_S)
     assert (pool.threads, pool.waiting) == (3, 7)
     assert not running.acquire(timeout=0.05)
     gate.set()
-    assert len({future.result(10) for future in futures}) <= 3
+    assert len({future.result(scale.LONG_S) for future in futures}) <= 3
     assert pool.waiting == 0
 
 
 def test_a_free_thread_is_used_again() -> None:
     pool = Pool("test", 64)
     for _ in range(50):
-        pool.submit(threading.get_ident).result(10)
+        pool.submit(threading.get_ident).result(scale.LONG_S)
     # The result is there a moment before its thread is free again.
     assert pool.threads <= 5
 
@@ -42,5 +43,5 @@ def test_what_a_job_raises_is_raised_where_the_result_is_read() -> None:
 
     pool = Pool("test", 1)
     with pytest.raises(LookupError):
-        pool.submit(fail).result(10)
-    assert pool.submit(lambda: 5).result(10) == 5
+        pool.submit(fail).result(scale.LONG_S)
+    assert pool.submit(lambda: 5).result(scale.LONG_S) == 5

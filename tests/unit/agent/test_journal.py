@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import scale
 
 from nativert.agent import logs
 from nativert.agent.journal import JournalHandler, entry
@@ -70,7 +71,7 @@ def test_a_long_text_is_cut_to_what_one_datagram_holds() -> None:
 def journal(tmp_path: Path) -> Iterator[socket.socket]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         sock.bind(str(tmp_path / "socket"))
-        sock.settimeout(5)
+        sock.settimeout(scale.LONG_S)
         yield sock
 
 

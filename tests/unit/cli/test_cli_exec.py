@@ -16,10 +16,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import scale
 
 from nativert.errors import Code, NativertError
 
-DEADLINE_S = 20.0
+DEADLINE_S = scale.LONG_S
 
 
 def test_the_program_has_our_streams_and_its_exit_code_passes_through(node, nativert):

@@ -19,7 +19,7 @@ from nativert.fog05.yaks import Change, Encoding, Value, Workspace, Yaks
 from nativert.plugin.zenoh_connector import ZenohConnector
 from nativert.plugin.zenoh_session import Settings, open_session
 
-LONG = scale.seconds(10)
+LONG = scale.LONG_S
 
 
 @pytest.fixture

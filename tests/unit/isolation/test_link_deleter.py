@@ -5,11 +5,12 @@ from __future__ import annotations
 import threading
 
 import pytest
+import scale
 
 from nativert.isolation.network import deleter
 from nativert.isolation.network.deleter import GroupDeleter
 
-DEADLINE_S = 10.0
+DEADLINE_S = scale.LONG_S
 
 
 def test_what_comes_during_a_round_goes_with_one_more(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
+import scale
 
 from nativert.isolation import process
 
@@ -108,7 +109,7 @@ def test_kill_does_not_touch_another_process_of_the_same_number(
     process.kill(sleeper.pid, start - 1)
     assert sleeper.poll() is None
     process.kill(sleeper.pid, start)
-    assert sleeper.wait(10) == -signal.SIGKILL
+    assert sleeper.wait(scale.LONG_S) == -signal.SIGKILL
     process.kill(sleeper.pid, start)
 
 

@@ -9,6 +9,7 @@ import socket
 from collections.abc import Iterator
 
 import pytest
+import scale
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,8 +21,8 @@ Pair = tuple[socket.socket, socket.socket]
 @pytest.fixture
 def pair() -> Iterator[Pair]:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    ours.settimeout(5)
-    theirs.settimeout(5)
+    ours.settimeout(scale.LONG_S)
+    theirs.settimeout(scale.LONG_S)
     with ours, theirs:
         yield ours, theirs
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import scale
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -125,7 +126,7 @@ def test_processes() -> None:
         with subprocess.Popen(["sleep", "1000"]) as child:
             assert ask("check_if_pid_exists", pid=child.pid) is True
             assert ask(function, pid=child.pid) is True
-            assert child.wait(10) == -number
+            assert child.wait(scale.LONG_S) == -number
         assert ask("check_if_pid_exists", pid=child.pid) is False
         assert ask(function, pid=child.pid) < 0
     for pid in (0, 1):

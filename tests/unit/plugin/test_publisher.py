@@ -18,7 +18,7 @@ from nativert.plugin.lanes import Lanes
 from nativert.plugin.publisher import Publisher
 from nativert.plugin.reports import Reports
 
-DEADLINE_S = scale.seconds(10)
+DEADLINE_S = scale.LONG_S
 
 
 class World:

@@ -16,7 +16,7 @@ from nativert.plugin.connector import Sample
 from nativert.plugin.zenoh_connector import ZenohConnector, stamp_order
 from nativert.plugin.zenoh_session import Settings, open_session
 
-LONG = scale.seconds(10)
+LONG = scale.LONG_S
 
 
 def free_port() -> int:

@@ -9,6 +9,8 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import scale
+
 Step = Callable[[socket.socket, str], None]
 
 
@@ -87,7 +89,7 @@ class Server:
         except OSError:
             pass
         self._listener.close()
-        self._threads[0].join(10)
+        self._threads[0].join(scale.LONG_S)
         assert not self._threads[0].is_alive()
 
 

@@ -8,6 +8,7 @@ import threading
 from pathlib import Path
 
 import pytest
+import scale
 
 from nativert.runtime import etc
 
@@ -55,7 +56,7 @@ def test_the_layer_is_made_once_whoever_comes_first(tmp_path: Path, lower: Path)
     start = threading.Barrier(8)
 
     def make() -> None:
-        start.wait(timeout=10)
+        start.wait(timeout=scale.LONG_S)
         made.append(etc.hidden(tmp_path / "layers", lower))
 
     threads = [threading.Thread(target=make) for _ in range(8)]

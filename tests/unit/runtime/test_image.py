@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import scale
 from archives import LIMITS, TREE, entry, link, tar, zipped
 from scripted_server import answer, ok, serving
 
@@ -249,7 +250,7 @@ def test_two_at_once_fetch_once(tmp_path: Path) -> None:
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(20)
+            thread.join(scale.LONG_S)
     assert failures == []
     assert all((other.into / "bin/app").exists() for other in others)
     assert os.listdir(node.cache) == [f"sha256-{SHA256}"]

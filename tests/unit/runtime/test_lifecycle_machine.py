@@ -107,7 +107,7 @@ class InMemory(Lifecycle):
     make_world = staticmethod(HostInMemory)
 
 
-@pytest.mark.timeout(max(110, STEPS / 5))
+@pytest.mark.timeout(max(300, STEPS / 2))
 def test_random_lives() -> None:
     assert run_for(InMemory, steps=STEPS) >= STEPS
 

@@ -9,6 +9,7 @@ from ipaddress import IPv4Network
 from pathlib import Path
 
 import pytest
+import scale
 
 from nativert.errors import NativertError
 from nativert.store.durable import Store
@@ -97,10 +98,10 @@ def test_on_a_full_disk_they_wait_in_order(store: Store) -> None:
 def test_a_wait_is_ended_by_another_thread_and_by_its_deadline(store: Store) -> None:
     begun = time.monotonic()
     assert store.wait_events(1, 0.05) == []
-    assert time.monotonic() - begun < 1
+    assert time.monotonic() - begun < scale.LONG_S / 2
     threading.Timer(0.1, lambda: store.append_event(UUID, "paused", "{}")).start()
-    assert [event.kind for event in store.wait_events(1, 10.0)] == ["paused"]
-    assert time.monotonic() - begun < 5
+    assert [event.kind for event in store.wait_events(1, 2 * scale.LONG_S)] == ["paused"]
+    assert time.monotonic() - begun < scale.LONG_S
 
 
 def test_many_threads_note_and_commit_and_nothing_is_lost(store: Store) -> None:

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import scale
 
 from nativert.errors import Code, NativertError
 from nativert.store.locks import InstanceLock, Lock, NodeLock, holder
@@ -45,7 +46,7 @@ def hold_elsewhere(path: Path) -> subprocess.Popen[str]:
 
 
 def end(process: subprocess.Popen[str]) -> None:
-    process.communicate(timeout=10)
+    process.communicate(timeout=scale.LONG_S)
 
 
 def test_a_second_object_of_the_same_thread_is_kept_out(path: Path) -> None:
@@ -78,14 +79,14 @@ def test_another_process_is_waited_for_and_then_named(path: Path) -> None:
         assert caught.value.message.startswith("web:")
     finally:
         end(process)
-    with Lock(path, timeout_s=5):
+    with Lock(path, timeout_s=scale.LONG_S):
         pass
 
 
 def test_the_kernel_takes_the_lock_from_a_killed_holder(path: Path) -> None:
     process = hold_elsewhere(path)
     process.kill()
-    with Lock(path, timeout_s=10):
+    with Lock(path, timeout_s=scale.LONG_S):
         pass
     end(process)
 
@@ -94,7 +95,7 @@ def test_a_waiter_that_gave_up_does_not_keep_the_lock(path: Path) -> None:
     with Lock(path), pytest.raises(NativertError):
         Lock(path, timeout_s=0.01).acquire()
     # The abandoned thread may get it for a moment; it gives it back by itself.
-    with Lock(path, timeout_s=10):
+    with Lock(path, timeout_s=scale.LONG_S):
         pass
 
 
@@ -106,7 +107,7 @@ def test_waiters_notice_that_the_file_was_removed(path: Path, timeout_s: float |
     def wait() -> None:
         with Lock(path, timeout_s=timeout_s):
             inside.set()
-            leave.wait(10)
+            leave.wait(scale.LONG_S)
 
     lock = Lock(path)
     lock.acquire()
@@ -121,11 +122,11 @@ def test_waiters_notice_that_the_file_was_removed(path: Path, timeout_s: float |
         assert time.monotonic() < deadline
         time.sleep(0.001)
     lock.forget()
-    assert inside.wait(10)
+    assert inside.wait(scale.LONG_S)
     # It holds the file that is there now, not the removed one.
     assert not Lock(path).try_acquire()
     leave.set()
-    thread.join(10)
+    thread.join(scale.LONG_S)
 
 
 def test_threads_exclude_each_other_and_all_get_their_turn(path: Path) -> None:
@@ -136,7 +137,7 @@ def test_threads_exclude_each_other_and_all_get_their_turn(path: Path) -> None:
     def work(number: int) -> None:
         nonlocal inside
         for _ in range(25):
-            with Lock(path, timeout_s=30):
+            with Lock(path, timeout_s=scale.LONG_S):
                 inside += 1
                 seen.append(inside)
                 turns[number] += 1
@@ -157,18 +158,18 @@ def test_a_holder_that_comes_back_at_once_does_not_starve_others(path: Path) -> 
 
     def hog() -> None:
         while not stop.is_set():
-            with Lock(path, timeout_s=30):
+            with Lock(path, timeout_s=scale.LONG_S):
                 time.sleep(0.002)
 
     thread = threading.Thread(target=hog)
     thread.start()
     try:
         for _ in range(5):
-            with Lock(path, timeout_s=10):
+            with Lock(path, timeout_s=scale.LONG_S):
                 pass
     finally:
         stop.set()
-        thread.join(30)
+        thread.join(scale.LONG_S)
 
 
 def test_instance_and_node_locks_have_places_of_their_own(tmp_path: Path) -> None:
