@@ -146,8 +146,8 @@ def test_after_a_refusal_the_next_request_is_done_at_once(
     root: Path, node: Node, port: int
 ) -> None:
     """An error that nobody asks after is shown for so long that nobody could wait for its end."""
-    shown = "from nativert.plugin.publisher import Publisher\n"
-    shown += f"Publisher.__init__.__kwdefaults__['hold_s'] = {10 * LONG}"
+    shown = "from nativert.plugin.runtime_plugin import NativePlugin\n"
+    shown += f"NativePlugin.__init__.__kwdefaults__['hold_s'] = {10 * LONG}"
     with serving(root, config=config(port), first=shown), client(port) as api:
         instance = define(api, node.identity.id, shell=SLEEP)
         for _ in range(scale.count(10, least=2)):
