@@ -10,6 +10,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import scale
+
 PROC = Path("/proc")
 
 # Where nativert keeps things without --root, and where ip-netns(8) keeps names.
@@ -26,15 +28,21 @@ def take() -> frozenset[str]:
     )
 
 
-def leftovers(before: frozenset[str], *, deadline_s: float = 5.0) -> list[str]:
+def leftovers(before: frozenset[str], *words: str, deadline_s: float = scale.LONG_S) -> list[str]:
     """Return what was not there before, as soon as it is nothing or when *deadline_s* is over.
+
+    With *words* only what has one of them in its line.
 
     The kernel removes network namespaces, their links and dying cgroups in the background.
     """
     end = time.monotonic() + deadline_s
-    while (left := take() - before) and time.monotonic() < end:
+    while (left := _having(take() - before, words)) and time.monotonic() < end:
         time.sleep(0.05)
     return sorted(left)
+
+
+def _having(lines: frozenset[str], words: tuple[str, ...]) -> list[str]:
+    return [line for line in lines if not words or any(word in line for word in words)]
 
 
 def _processes() -> Iterator[str]:

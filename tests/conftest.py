@@ -140,13 +140,16 @@ def census(request: pytest.FixtureRequest) -> Iterator[None]:
         return
     before = host.take()
     yield
+    report = os.environ.get("NATIVERT_CENSUS") == "report"
+    # Where others work there is always something.
+    patience_s = scale.seconds(5) if report else scale.LONG_S
     left = [
         f"  {line}  <- {_first_seen.get(line, 'the last test, or a fixture of the session')}"
-        for line in host.leftovers(before)
+        for line in host.leftovers(before, deadline_s=patience_s)
     ]
     if left:
         verdict = "left on this host:\n" + "\n".join(left)
-        if os.environ.get("NATIVERT_CENSUS") == "report":
+        if report:
             request.config.get_terminal_writer().line("\n" + verdict)
         else:
             pytest.fail(verdict, pytrace=False)
