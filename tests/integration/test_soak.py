@@ -81,8 +81,8 @@ def test_lifecycles_leave_nothing(node: Node, root: Path) -> None:
     gc.collect()
     assert node.list() == []
     assert sorted(descriptors() - open_before) == []
-    assert len(list(launcher_fds.iterdir())) == launcher_before
-    assert node._context.driver.open("init").pids() == []
+    until(lambda: len(list(launcher_fds.iterdir())) == launcher_before, what="its descriptors")
+    until(lambda: node._context.driver.open("init").pids() == [], what="no init is left")
     # The last veths are deleted in the background.
     until(lambda: not [line for line in census.take() if f"link nv{tag}" in line])
     assert {line for line in census.take() if tag in line or str(root) in line} == before
