@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 import scale
@@ -40,22 +40,24 @@ FOREVER = "exec sleep 1000"
 THREADS = scale.count(40)
 PROCESSES = scale.count(10, least=2)
 
-# A process of its own that waits for the word, carries out one operation, tells the outcome.
+# A process of its own: for each operation it opens the node, waits for the word, carries it out and
+# tells the outcome.
 CHILD = """
 import sys
 from pathlib import Path
 from nativert.errors import NativertError
 from nativert.runtime.node import Node
-root, verb, ref = sys.argv[1:]
-with Node(Path(root)) as node:
-    print("ready", flush=True)
-    sys.stdin.readline()
-    try:
-        getattr(node, verb)(ref)
-    except NativertError as e:
-        print(type(e).__name__)
-    else:
-        print("done")
+root, ref = sys.argv[1:]
+for line in sys.stdin:
+    with Node(Path(root)) as node:
+        print("ready", flush=True)
+        sys.stdin.readline()
+        try:
+            getattr(node, line.strip())(ref)
+        except NativertError as e:
+            print(type(e).__name__, flush=True)
+        else:
+            print("done", flush=True)
 """
 
 
@@ -63,36 +65,45 @@ class Commands:
     """Fifty commands that are let go at the same moment."""
 
     def __init__(self, root: Path, node: Node, uuid: str) -> None:
-        self.root, self.node, self.uuid = root, node, uuid
-
-    def outcomes(self, verb: str) -> Counter[str]:
-        """Return how often *verb* was done, and how often refused with which error."""
-        children = [
+        self.node, self.uuid = node, uuid
+        self._children = [
             subprocess.Popen(
-                [sys.executable, "-c", CHILD, str(self.root), verb, self.uuid],
+                [sys.executable, "-c", CHILD, str(root), uuid],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
             )
             for _ in range(PROCESSES)
         ]
-        try:
-            for child in children:
-                assert child.stdout is not None
-                assert child.stdout.readline() == "ready\n"
-            go = threading.Barrier(THREADS + 1)
-            with ThreadPoolExecutor(THREADS) as threads:
-                told = [threads.submit(self._one, verb, go) for _ in range(THREADS)]
-                go.wait(scale.LONG_S)
-                answers = [
-                    child.communicate("go\n", timeout=scale.LONG_S)[0].strip() for child in children
-                ]
-                answers += [each.result(scale.LONG_S) for each in told]
-        finally:
-            for child in children:
-                child.kill()
-                child.wait()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for child in self._children:
+            child.kill()
+            child.communicate()
+
+    def outcomes(self, verb: str) -> Counter[str]:
+        """Return how often *verb* was done, and how often refused with which error."""
+        self._tell(verb)
+        assert self._told() == ["ready"] * PROCESSES
+        go = threading.Barrier(THREADS + 1)
+        with ThreadPoolExecutor(THREADS) as threads:
+            told = [threads.submit(self._one, verb, go) for _ in range(THREADS)]
+            go.wait(scale.LONG_S)
+            self._tell("go")
+            answers = [*self._told(), *(each.result(scale.LONG_S) for each in told)]
         return Counter(answers)
+
+    def _tell(self, word: str) -> None:
+        for child in self._children:
+            assert child.stdin is not None
+            child.stdin.write(f"{word}\n")
+            child.stdin.flush()
+
+    def _told(self) -> list[str]:
+        return [child.stdout.readline().strip() for child in self._children if child.stdout]
 
     def _one(self, verb: str, go: threading.Barrier) -> str:
         go.wait(scale.LONG_S)
@@ -105,21 +116,21 @@ class Commands:
 
 def test_fifty_commands_at_once_take_each_edge_once(node: Node, root: Path) -> None:
     uuid = node.define(make_descriptor(shell=FOREVER, veth=True)).instance
-    commands = Commands(root, node, uuid)
     refused = THREADS + PROCESSES - 1
-    for verb, state in (
-        ("configure", "CONFIGURED"),
-        ("run", "RUNNING"),
-        ("pause", "PAUSED"),
-        ("resume", "RUNNING"),
-        ("stop", "CONFIGURED"),
-        ("clean", "DEFINED"),
-    ):
-        assert commands.outcomes(verb) == {"done": 1, "TransitionError": refused}, verb
-        assert node.get(uuid).state == state
-        inits = driver_of(root).open(INIT).pids()
-        assert len(inits) == (state != "DEFINED")
-    told = commands.outcomes("undefine")
+    with Commands(root, node, uuid) as commands:
+        for verb, state in (
+            ("configure", "CONFIGURED"),
+            ("run", "RUNNING"),
+            ("pause", "PAUSED"),
+            ("resume", "RUNNING"),
+            ("stop", "CONFIGURED"),
+            ("clean", "DEFINED"),
+        ):
+            assert commands.outcomes(verb) == {"done": 1, "TransitionError": refused}, verb
+            assert node.get(uuid).state == state
+            inits = driver_of(root).open(INIT).pids()
+            assert len(inits) == (state != "DEFINED")
+        told = commands.outcomes("undefine")
     assert told["done"] == 1
     assert told.total() - 1 == told["UnknownInstanceError"]
     assert node.gc(dry_run=True) != []  # the node's own network, until gc
@@ -144,7 +155,7 @@ def test_a_mixture_of_operations_is_a_path_through_the_table(node: Node, root: P
 
     with ThreadPoolExecutor(8) as threads:
         for each in [threads.submit(work, seed) for seed in range(8)]:
-            each.result(scale.seconds(90))
+            each.result(4 * scale.LONG_S)
     counts = Counter(done)
     state = node.get(uuid).state
     level = {"DEFINED": 0, "CONFIGURED": 1, "RUNNING": 2, "PAUSED": 3}[state]
