@@ -18,7 +18,7 @@ from nativert.runtime.node import Node
 
 pytestmark = [pytest.mark.root, pytest.mark.netns, pytest.mark.slow, pytest.mark.timeout(600)]
 
-LIFECYCLES = int(os.environ.get("NATIVERT_LIFECYCLES") or scale.count(200))
+LIFECYCLES = int(os.environ.get("NATIVERT_LIFECYCLES") or scale.count(100))
 # Of each, in turn: how it ends.
 ENDS = ("exits", "stopped", "paused and forced", "scaled", "killed")
 
