@@ -163,9 +163,10 @@ def test_stop_kills_what_ignores_it_and_what_went_away(node: Node) -> None:
 
 
 def test_children_die_with_the_application(node: Node) -> None:
-    app = start(node, shell="(setsid sleep 1001 &); sleep 0.2; exit 3")
+    app = start(node, shell="(setsid sleep 1001 &); until [ -e go ]; do sleep 0.02; done; exit 3")
     until(lambda: len(cgroup(node, app).pids()) >= 2)
     pids = cgroup(node, app).pids()
+    (node._context.paths.instance_lib(app) / "data/go").touch()
     assert ended(node.wait(app, timeout_s=scale.LONG_S)).exit_code == 3
     assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
     assert node.get(app).state == "CONFIGURED"

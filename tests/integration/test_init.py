@@ -145,7 +145,13 @@ def test_everything_dies_with_the_application(instance: Instance) -> None:
 
 
 def test_a_storm_of_orphans_is_reaped(instance: Instance) -> None:
-    text = "for i in $(seq 300); do (sleep 0 & ); done; sleep 0.2; ls /proc | grep -c '^[0-9]'"
+    text = f"""
+    for i in $(seq 300); do (sleep 0 & ); done
+    for i in $(seq 600); do
+        left=$(ls /proc | grep -c '^[0-9]'); [ $left -le {MAX_IDLE} ] && break; sleep 0.1
+    done
+    echo $left
+    """
     told = instance.run_to_end(shell(text))
     assert told["exit_code"] == 0
     assert int(log(instance)[-1].split()[-1]) <= MAX_IDLE

@@ -229,9 +229,10 @@ def test_an_end_that_nobody_saw_is_told_by_the_next_command(
     make_node: MakeNode, root: Path
 ) -> None:
     with make_node() as node:
-        uuid = start(node, shell="sleep 0.2; exit 3")
+        uuid = start(node, shell="until [ -e go ]; do sleep 0.02; done; exit 3")
         pid = node.get(uuid).pid
         assert pid is not None
+    (Paths(root).instance_lib(uuid) / "data/go").touch()
     until(lambda: process.start_time(pid) is None, what="the end")
     until(lambda: (Paths(root).instance_run(uuid) / "exit.json").exists())
     told = make_node().get(uuid)

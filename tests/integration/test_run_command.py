@@ -343,13 +343,15 @@ def test_killed_run_leaves_the_application_running(
 def test_killed_run_whose_application_ended_meanwhile(
     node: Node, foreground: Callable[..., Foreground], cli: Cli
 ) -> None:
-    run = foreground(shell="echo up; sleep 0.3; exit 11")
+    run = foreground(shell="echo up; until [ -e go ]; do sleep 0.02; done; exit 11")
     run.until_seen(b"up\n")
+    row = node.get("app")
     run.process.kill()
     run.process.wait(scale.LONG_S)
+    (node._context.paths.instance_lib(row.instance) / "data/go").touch()
     assert cli("wait", "app").returncode in (0, 11)
-    row = json.loads(cli("inspect", "app", "-o", "json").stdout)
-    assert row["status"] == "CONFIGURE"
+    told = json.loads(cli("inspect", "app", "-o", "json").stdout)
+    assert told["status"] == "CONFIGURE"
     assert node.get("app").end is not None
     assert node.get("app").end.exit_code == 11  # type: ignore[union-attr]
 

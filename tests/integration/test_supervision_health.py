@@ -93,12 +93,12 @@ def test_an_unhealthy_one_is_started_again_and_the_verdict_says_why(supervised: 
 
 
 def test_the_start_period_forgives(supervised: Node) -> None:
+    begun = time.monotonic()
     app = begin(
         supervised,
         {"exec": ["/bin/false"], "start_period": "1500ms"},
         shell="exec sleep 1000",
     )
-    begun = time.monotonic()
     until(lambda: of(supervised, app, "unhealthy"), what="it is unhealthy")
     assert time.monotonic() - begun > 1.5
     assert status(supervised, app)["status"] == "unhealthy"

@@ -63,13 +63,15 @@ def test_a_child_at_its_memory_limit(node: Node, cli: Cli, make_node: MakeNode) 
 
 def test_a_memory_limit_above_it(node: Node, cli: Cli, make_node: MakeNode) -> None:
     # What happens where the host gives a node a limit of its own.
-    app = start(node, python=f"import time; time.sleep(1); {GROW}")
+    wait = "import os, time\nwhile not os.path.exists('go'): time.sleep(0.02)\n"
+    app = start(node, python=wait + GROW)
     entry = node._context.driver.open(f"i-{app}").entry()
     assert entry.oom is not None
     above = Path(entry.oom).parents[1]
     v2 = (above / "memory.max").exists()
     limit = above / ("memory.max" if v2 else "memory.limit_in_bytes")
     files.write(str(limit), str(120 << 20))
+    (node._context.paths.instance_lib(app) / "data/go").touch()
     try:
         end = told(cli, make_node, app)
     finally:
