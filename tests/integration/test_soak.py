@@ -62,7 +62,10 @@ def one_life(node: Node, number: int) -> None:
 
 
 def test_lifecycles_leave_nothing(node: Node, root: Path) -> None:
-    # The first one starts the launcher and makes the bridge.
+    # Without any instance the launcher would leave after some seconds.
+    keeper = node.define(make_descriptor(name="keeper", native={"network": {"mode": "none"}}))
+    node.configure(keeper.instance)
+    # The first one makes the bridge.
     for number in range(len(ENDS)):
         one_life(node, number)
     gc.collect()
@@ -74,20 +77,28 @@ def test_lifecycles_leave_nothing(node: Node, root: Path) -> None:
     assert len(launcher) == 1
     launcher_fds = Path(f"/proc/{launcher[0]}/fd")
     launcher_before = len(list(launcher_fds.iterdir()))
+    inits = node._context.driver.open("init").pids()
+    assert len(inits) == 1
+    places = [
+        root / place for place in ("run/nativert/i", "run/nativert/locks", "var/lib/nativert/i")
+    ]
+    kept = [sorted(place.iterdir()) for place in places]
 
     for number in range(LIFECYCLES):
         one_life(node, number)
 
     gc.collect()
-    assert node.list() == []
+    assert [row.name for row in node.list()] == ["keeper"]
     assert sorted(descriptors() - open_before) == []
-    until(lambda: len(list(launcher_fds.iterdir())) == launcher_before, what="its descriptors")
-    until(lambda: node._context.driver.open("init").pids() == [], what="no init is left")
+    until(lambda: len(list(launcher_fds.iterdir())) <= launcher_before, what="its descriptors")
+    until(lambda: node._context.driver.open("init").pids() == inits, what="no other init is left")
     # The last veths are deleted in the background.
     until(lambda: not [line for line in census.take() if f"link nv{tag}" in line])
     assert {line for line in census.take() if tag in line or str(root) in line} == before
-    for directory in ("run/nativert/i", "run/nativert/locks", "var/lib/nativert/i"):
-        assert list((root / directory).iterdir()) == []
+    assert [sorted(place.iterdir()) for place in places] == kept
+    node.remove(keeper.instance)
+    assert node.list() == []
+    assert [list(place.iterdir()) for place in places] == [[], [], []]
     assert node._context.claims.ports(node._context.identity.id) == {}
     found = {left.kind for left in node.gc()}
     assert found <= {"process", "network", "cgroup"}
@@ -106,6 +117,7 @@ def test_runs_of_one_instance_leave_nothing(node: Node) -> None:
         node.run(app)
         node.wait(app, timeout_s=scale.LONG_S)
     gc.collect()
-    assert len(descriptors()) == here
-    until(lambda: len(list(init_fds.iterdir())) == there, what="descriptors of init")
+    # The first count may have one that was just being closed; what leaks is one for each run.
+    assert len(descriptors()) <= here
+    until(lambda: len(list(init_fds.iterdir())) <= there, what="descriptors of init")
     assert node._context.driver.open(f"i-{app}").pids() == []
