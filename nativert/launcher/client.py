@@ -310,11 +310,19 @@ class LauncherClient:
                 if attempt:
                     raise OSError(errno.ECHILD, f"the launcher ended during create: {e}") from e
                 continue
+            except TimeoutError:
+                # It stands still: room is made for another one, as where it is connected to.
+                channel.kill_peer()
+                channel.close()
+                self.close()
+                if attempt:
+                    raise
+                continue
             except ReportedError:
                 self._idle.append(channel)
                 raise
             except BaseException:
-                # A timeout or an interrupt leaves an answer on its way: drop the connection.
+                # An interrupt leaves an answer on its way: drop the connection.
                 channel.close()
                 raise
             self._idle.append(channel)
