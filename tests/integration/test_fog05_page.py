@@ -62,11 +62,11 @@ def test_the_program_of_the_page_works_with_credentials(
             env=os.environ | {"NATIVERT_ZENOH_CREDENTIALS": str(shown)},
             capture_output=True,
             text=True,
-            timeout=scale.seconds(30),
+            timeout=scale.LONG_S,
         )
         assert done.returncode == 0, done.stderr
         assert done.stdout.strip() in PAGE
-        without = subprocess.run(command, capture_output=True, text=True, timeout=scale.seconds(30))
+        without = subprocess.run(command, capture_output=True, text=True, timeout=scale.LONG_S)
     assert without.returncode != 0
     assert "may want TLS and credentials" in without.stderr
 

@@ -25,7 +25,7 @@ from nativert.runtime.node import Node
 
 pytestmark = [pytest.mark.root, pytest.mark.netns]
 
-LONG = scale.seconds(20)
+LONG = scale.LONG_S
 TREE = "agfos/0/tenants/0"
 ASKED = "dgfos/0/tenants/0"
 

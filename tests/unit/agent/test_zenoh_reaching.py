@@ -12,7 +12,7 @@ import scale
 from nativert.agent.fog05 import reaching
 from nativert.agent.logs import LOGGER
 
-LONG = scale.seconds(20)
+LONG = scale.LONG_S
 
 
 class Heard(logging.Handler):
