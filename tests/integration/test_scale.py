@@ -36,10 +36,11 @@ def bounded_by(node: Node, ref: str, limit: float, window_s: float = 0.4) -> boo
 
 
 def test_the_measured_share_follows_the_cpu_limit(node: Node) -> None:
-    app = start(node, python=BURN, native={"cpu": {"max": 0.4}})
-    until(lambda: bounded_by(node, app, 0.4), what="0.4 cores")
-    node.scale(app, {"cpu_max": 0.2})
+    # So little that a busy host has it left.
+    app = start(node, python=BURN, native={"cpu": {"max": 0.2}})
     until(lambda: bounded_by(node, app, 0.2), what="0.2 cores")
+    node.scale(app, {"cpu_max": 0.1})
+    until(lambda: bounded_by(node, app, 0.1), what="0.1 cores")
     figures = node.stats([app])[0]
     assert figures.throttled_ns
 

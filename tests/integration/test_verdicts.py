@@ -123,11 +123,12 @@ def test_a_stop_whose_stopper_died(
 ) -> None:
     app = start(node, shell=SLEEP)
 
-    def dies(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
+    def dies(point: str) -> None:
+        if point == "stop.ended":
+            raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(runs, "observe", dies)
+        patched.setattr(runs, "failpoint", dies)
         with pytest.raises(KeyboardInterrupt):
             node.stop(app)
     end = told(cli, make_node, app)
