@@ -11,14 +11,14 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Concatenate, ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar
 from urllib.parse import quote, urlencode
 
 import msgspec
 
 from nativert.agent import faults
 from nativert.agent.wire import GoneError, LostError, Wire, lost
-from nativert.errors import NativertError
+from nativert.errors import Code, NativertError, UnknownInstanceError
 from nativert.fdu import descriptor as descriptors
 from nativert.fdu.descriptor import Descriptor
 from nativert.fdu.known import known
@@ -35,6 +35,9 @@ from nativert.runtime.views import (
     LogLine,
 )
 
+if TYPE_CHECKING:
+    from nativert.agent.api.messages import Everywhere, KnownNode
+
 _T = TypeVar("_T")
 _P = ParamSpec("_P")
 _Rows = list[Instance]
@@ -50,6 +53,8 @@ def _or_alone(
         try:
             return method(client, *args, **options)
         except GoneError:
+            if client.elsewhere:
+                raise
             with client.direct() as node:
                 answer: _T = getattr(node, method.__name__)(*args, **options)
                 return answer
@@ -64,12 +69,16 @@ class _Nothing(msgspec.Struct):
 class Client:
     """The agent that serves on *path*; raises OSError if none does.
 
-    *direct* opens the node without it, for what passes descriptors.
+    *direct* opens the node without it, for what passes descriptors. With *node* the agent has
+    that other node do everything.
     """
 
-    def __init__(self, path: Path, *, direct: Callable[[], Facade]) -> None:
-        self._wire = Wire(path)
+    def __init__(
+        self, path: Path, *, direct: Callable[[], Facade], node: str | None = None
+    ) -> None:
+        self._wire = Wire(path, node=node)
         self.direct = direct
+        self.elsewhere = node
 
     def close(self) -> None:
         """Close what is open; instances and agent go on."""
@@ -175,7 +184,7 @@ class Client:
             except LostError as e:
                 if timeout_s is not None:
                     left_s = max(0.0, timeout_s - (time.monotonic() - began))
-                if isinstance(e, GoneError):
+                if isinstance(e, GoneError) and not self.elsewhere:
                     with self.direct() as node:
                         return node.wait(ref, timeout_s=left_s)
 
@@ -193,8 +202,22 @@ class Client:
         By the instance's init itself, which gets the descriptors: no byte goes through the agent,
         and the session outlives it.
         """
-        with self.direct() as node:
-            return node.exec(ref, argv, stdio=stdio, tty=tty, env=env)
+        where = self.elsewhere
+        if where is None:
+            with self.direct() as node:
+                try:
+                    return node.exec(ref, argv, stdio=stdio, tty=tty, env=env)
+                except UnknownInstanceError:
+                    row = self.get(ref)
+                # NODE/NAME, and it is this node.
+                if any(row.instance == own.instance for own in node.list()):
+                    return node.exec(row.instance, argv, stdio=stdio, tty=tty, env=env)
+                where = row.node
+        raise NativertError(
+            f"exec: {ref} is on node {where}, and a program's streams stay on its node",
+            code=Code.REQUIREMENTS,
+            hint=f"call it on {where}",
+        )
 
     def logs(self, ref: str, *, follow: bool = False, tail: int | None = None) -> Iterator[LogLine]:
         """Yield the log of the instance's runs; with *follow* until the application ends.
@@ -211,6 +234,8 @@ class Client:
                 yield from place.beyond(msgspec.convert(line, LogLine) for line in lines)
                 return
             except GoneError:
+                if self.elsewhere:
+                    raise
                 with self.direct() as node:
                     again = None if place.known else tail
                     yield from place.beyond(node.logs(ref, follow=follow, tail=again))
@@ -279,6 +304,18 @@ class Client:
     def latest_event(self) -> int:
         """Return the number of the newest event: from here on, only new ones come."""
         return self._wire.ask("GET", "/v1/events/latest", dict[str, int])["seq"]
+
+    def nodes(self) -> tuple[KnownNode, ...]:
+        """Return this node and every other that its agent has seen."""
+        from nativert.agent.api.messages import KnownNode
+
+        return self._wire.ask("GET", "/v1/nodes", tuple[KnownNode, ...])
+
+    def everywhere(self) -> Everywhere:
+        """Return the instances of all nodes that are there."""
+        from nativert.agent.api.messages import Everywhere
+
+        return self._wire.ask("GET", "/v1/nodes/instances", Everywhere)
 
     def version(self) -> dict[str, str | int]:
         """Return who serves: versions, node, pid."""

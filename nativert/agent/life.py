@@ -8,6 +8,7 @@ import signal
 import time
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nativert import __version__
 from nativert.agent import config as configuration
@@ -25,6 +26,9 @@ from nativert.plugin import zenoh_package
 from nativert.runtime.context import Context
 from nativert.runtime.node import Node
 from nativert.runtime.supervision.supervisor import Supervisor
+
+if TYPE_CHECKING:
+    from nativert.agent.nodes.reaching import Nodes
 
 # What is under way when the agent is told to end may take this long to come to an end.
 _SETTLING_S = 5.0
@@ -65,6 +69,8 @@ def run(
             stop_all=stop_all,
             insecure=insecure,
         )
+        if network is not None:
+            agent.nodes = network.nodes
         asyncio.run(agent.run(began))
 
 
@@ -91,6 +97,7 @@ class Agent:
         self._config = config
         self._stop_all = stop_all or config.stop_all
         self._asked_stop_all = stop_all
+        self.nodes: Nodes | None = None
         self._sampler = Sampler(node, context, config.monitor.interval_s)
         self._supervisor = Supervisor(node, reconcile_s=config.supervision.reconcile_s)
         reporter.add(self._supervisor)
@@ -102,7 +109,7 @@ class Agent:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, ended.set)
         loop.add_signal_handler(signal.SIGHUP, self._reload)
-        core = Core(self._node, self._context, self._config, self._sampler)
+        core = Core(self._node, self._context, self._config, self._sampler, self.nodes)
         server = Server(core)
         await core.ask(self._find_again)
         await core.ask(self._supervisor.start)

@@ -5,11 +5,8 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, Any, Final
 
-import msgspec
-
-from nativert.agent.fog05 import paths
 from nativert.agent.logs import LOGGER
-from nativert.errors import Code, NativertError
+from nativert.errors import NativertError
 from nativert.plugin.zenoh_transport import ZenohTransport
 from nativert.runtime.migration.attending import Attendant
 from nativert.runtime.migration.destination import Destination
@@ -17,6 +14,7 @@ from nativert.runtime.migration.source import Mover
 from nativert.runtime.protocols import Progress
 
 if TYPE_CHECKING:
+    from nativert.agent.nodes.reaching import Nodes
     from nativert.plugin.zenoh_connector import ZenohConnector
     from nativert.runtime.node import Node
 
@@ -26,9 +24,9 @@ _ROUND_S: Final = 1.0
 class Moves:
     """Satisfies `runtime.protocols.Moving`; from construction until closed it answers others."""
 
-    def __init__(self, node: Node, connector: ZenohConnector) -> None:
+    def __init__(self, node: Node, connector: ZenohConnector, nodes: Nodes) -> None:
         self._node = node
-        self._connector = connector
+        self._nodes = nodes
         destination = Destination(node)
         self._transport = ZenohTransport(connector.session, node.identity.id, destination.answer)
         self._mover = Mover(node, self._transport)
@@ -40,7 +38,7 @@ class Moves:
 
     def migrate(self, ref: str, peer: str, *, progress: Progress | None = None) -> dict[str, Any]:
         """Move an instance to the node with the id or name *peer*."""
-        return self._mover.migrate(ref, self._id_of(peer), progress=progress)
+        return self._mover.migrate(ref, self._nodes.resolve(peer), progress=progress)
 
     def close(self) -> None:
         """Move and answer no longer; what is under way is taken up by the next agent."""
@@ -48,31 +46,6 @@ class Moves:
         self._stopped.set()
         self._transport.close()
         self._thread.join()
-
-    def _id_of(self, peer: str) -> str:
-        if peer == self._node.identity.id:
-            return peer
-        alive = {path.rpartition("/")[2] for path in self._connector.alive(paths.alive("*"))}
-        if peer in alive:
-            return peer
-        found = []
-        for sample in self._connector.get(paths.node(paths.ACTUAL, "*", "info")):
-            info = msgspec.json.decode(sample.value or b"{}")
-            if isinstance(info, dict) and info.get("name") == peer and info.get("uuid") in alive:
-                found.append(str(info["uuid"]))
-        if len(found) > 1:
-            raise NativertError(
-                f"{peer}: {len(found)} nodes have this name: {', '.join(found)}",
-                code=Code.AMBIGUOUS,
-                hint="give the id",
-            )
-        if not found:
-            raise NativertError(
-                f"{peer}: no such node is there",
-                code=Code.NOT_FOUND,
-                hint="see whether its agent runs, and whether both agents let each other in",
-            )
-        return found[0]
 
     def _tend(self) -> None:
         while not self._stopped.wait(_ROUND_S):

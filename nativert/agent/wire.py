@@ -16,6 +16,7 @@ from collections.abc import Generator, Iterable
 from contextlib import closing
 from pathlib import Path
 from typing import Any, Final, TypeVar
+from urllib.parse import quote
 
 import msgspec
 
@@ -24,6 +25,8 @@ from nativert.errors import Code, NativertError
 from nativert.fdu.known import known
 
 _T = TypeVar("_T")
+# Names the node for which a request is meant, by id or name, quoted as in a URL.
+NODE: Final = "Nativert-Node"
 _NDJSON: Final = "application/x-ndjson"
 _KEPT: Final = 4
 _CHUNK: Final = 65536
@@ -59,7 +62,9 @@ def _silent() -> NativertError:
     )
 
 
-class _Connection(http.client.HTTPConnection):
+class Connection(http.client.HTTPConnection):
+    """A connection to the agent that serves on *path*."""
+
     def __init__(self, path: Path, *, timeout_s: float | None = None) -> None:
         super().__init__("nativert")
         self._path = path
@@ -83,10 +88,12 @@ class _Connection(http.client.HTTPConnection):
 class Wire:
     """The way to the agent that serves on *path*; raises OSError if none does."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, node: str | None = None) -> None:
+        """Have the agent pass everything on to *node*, where that is given."""
         self._path = path
+        self._headers = {"Accept": _NDJSON} | ({NODE: quote(node)} if node else {})
         self._mutex = threading.Lock()
-        first = _Connection(path)
+        first = Connection(path)
         first.connect()
         self._idle = [first]
 
@@ -161,7 +168,7 @@ class Wire:
             raise _error(response.status, answer)
         return msgspec.json.decode(answer, type=known(kind))
 
-    def _send(self, connection: _Connection, target: str, pieces: Iterable[bytes]) -> None:
+    def _send(self, connection: Connection, target: str, pieces: Iterable[bytes]) -> None:
         """Send head and body, or as much of it as the agent wants before it refuses."""
         sock = connection.sock
         assert sock is not None
@@ -189,9 +196,9 @@ class Wire:
 
     def _request(
         self, method: str, target: str, asked: object
-    ) -> tuple[_Connection, http.client.HTTPResponse]:
+    ) -> tuple[Connection, http.client.HTTPResponse]:
         data = None if asked is None else msgspec.json.encode(asked)
-        headers = {"Accept": _NDJSON}
+        headers = dict(self._headers)
         if data is not None:
             headers["Content-Type"] = "application/json"
         give_up = time.monotonic() + _PATIENCE_S
@@ -216,7 +223,7 @@ class Wire:
                 raise error
             time.sleep(float(response.headers.get("Retry-After", "1")))
 
-    def _await(self, connection: _Connection) -> None:
+    def _await(self, connection: Connection) -> None:
         poll = select.poll()
         poll.register(connection.sock, select.POLLIN)
         while not poll.poll(_LOOK_S * 1000):
@@ -225,7 +232,7 @@ class Wire:
 
     def _answers(self) -> bool:
         """Tell whether the agent answers what needs nothing but its loop."""
-        other = _Connection(self._path, timeout_s=_PATIENCE_S)
+        other = Connection(self._path, timeout_s=_PATIENCE_S)
         try:
             other.request("GET", "/v1/version")
             other.getresponse().read()
@@ -237,21 +244,21 @@ class Wire:
             other.close()
         return True
 
-    def _connection(self) -> _Connection:
+    def _connection(self) -> Connection:
         with self._mutex:
             if self._idle:
                 connection = self._idle.pop()
                 if connection.sock is not None and _quiet(connection.sock):
                     return connection
                 connection.close()
-        connection = _Connection(self._path)
+        connection = Connection(self._path)
         try:
             connection.connect()
         except OSError as e:
             raise GoneError(f"no agent serves any more: {e.strerror}", code=Code.NO_AGENT) from e
         return connection
 
-    def _keep(self, connection: _Connection) -> None:
+    def _keep(self, connection: Connection) -> None:
         with self._mutex:
             if connection.sock is not None and len(self._idle) < _KEPT:
                 self._idle.append(connection)

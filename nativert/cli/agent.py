@@ -31,6 +31,7 @@ def agent(session: Session, config: Path | None, stop_all: bool, insecure: bool)
 
     TERM and INT end it and leave the instances running; HUP reads the configuration again.
     """
+    session.only_here("agent")
     from nativert.agent.service import serve
 
     serve(session.root, here=session.here, config=config, stop_all=stop_all, insecure=insecure)

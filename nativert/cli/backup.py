@@ -24,6 +24,7 @@ def backup(session: Session, file: Path, data: bool) -> None:
     It may be done at any time. With --data files are saved as they are found: stop an
     application first whose data must be whole.
     """
+    session.only_here("backup")
     from nativert.runtime.backup import save
     from nativert.store.paths import Paths
 
@@ -47,6 +48,7 @@ def restore(session: Session, file: Path, force: bool) -> None:
     Its agent must not run. The instances are DEFINED afterwards; an agent starts those that
     were wanted running and have native.autostart.
     """
+    session.only_here("restore")
     from nativert.runtime.restore import restore
 
     _need_root()

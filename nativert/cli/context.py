@@ -34,10 +34,30 @@ class Session:
     json: bool = False
     here: bool = False
     no_agent: bool = False
+    # Another node that is to do everything, by its id or name.
+    on: str | None = None
 
     def node(self) -> Facade:
         """Open the node of these options: its agent where one serves, else the node itself."""
+        if self.on is not None:
+            return self.needed_agent("another node")
         return self.agent() or self._embedded()
+
+    def needed_agent(self, what: str) -> Client:
+        """Reach the agent that *what* is asked through; NativertError NO_AGENT without one."""
+        agent = self.agent()
+        if agent is None:
+            raise NativertError(
+                f"{what} can only be reached through an agent, and none serves this node",
+                code=Code.NO_AGENT,
+                hint="start nativert agent, with a [zenoh] section in its configuration",
+            )
+        return agent
+
+    def only_here(self, command: str) -> None:
+        """Refuse --node for a command that works on files of this node."""
+        if self.on is not None:
+            raise click.UsageError(f"{command} works on this node only: leave out --node")
 
     def agent(self) -> Client | None:
         """Reach the agent of the node; None if none serves, or it is not wanted."""
@@ -51,7 +71,7 @@ class Session:
         from nativert.agent.client import Client
 
         try:
-            return Client(path, direct=self._embedded)
+            return Client(path, direct=self._embedded, node=self.on)
         except (FileNotFoundError, ConnectionRefusedError):
             return None  # One that was killed has left its socket.
         except PermissionError:
@@ -114,6 +134,13 @@ def global_options(*, root_variable: str | None = None) -> list[click.Option]:
             default=None,
             callback=_set("no_agent"),
             help="Do it in this process also where an agent serves (NATIVERT_AGENT=no).",
+            **common,
+        ),
+        click.Option(
+            ["--node", "on"],
+            metavar="NODE",
+            callback=_set("on"),
+            help="Have another node do it, by its id or name; this node's agent asks it.",
             **common,
         ),
     ]

@@ -48,6 +48,7 @@ _COMMANDS = {
     "states": "model:states",
     "validate": "model:validate",
     "schema": "model:schema",
+    "node": "node:node",
     "agent": "agent:agent",
     "plugin": "plugin:plugin",
     "zenoh": "zenoh:zenoh",

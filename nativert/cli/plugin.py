@@ -20,6 +20,7 @@ def plugin(session: Session, manifest: Path) -> None:
 
     TERM and INT end it and leave the instances running.
     """
+    session.only_here("plugin")
     from nativert.agent.plugin_process import serve
 
     serve(session.root, manifest, here=session.here)

@@ -10,6 +10,7 @@ import click
 from nativert.cli import context, output, quantities
 from nativert.cli.context import Session, pass_session
 from nativert.cli.output import cores, count, duration, size
+from nativert.errors import Code, NativertError
 from nativert.runtime.views import Figures, Instance
 
 _AT_REST = ("UNDEFINED", "DEFINED", "CONFIGURED")
@@ -18,14 +19,31 @@ _SHORT = 8
 
 @context.command("ps")
 @click.option("-a", "--all", "every", is_flag=True, help="Also instances that do not run.")
+@click.option("--all-nodes", is_flag=True, help="Of every node that this one's agent reaches.")
 @pass_session
-def ps(session: Session, every: bool) -> None:
+def ps(session: Session, every: bool, all_nodes: bool) -> None:
     """List instances whose application runs or is paused."""
-    with session.node() as node:
-        rows = [row for row in node.list() if every or row.state not in _AT_REST]
+    silent: list[str] = []
+    if all_nodes:
+        with session.needed_agent("other nodes") as agent:
+            found = agent.everywhere()
+        rows, silent = found.instances, found.silent
+    else:
+        with session.node() as node:
+            rows = node.list()
+    rows = [row for row in rows if every or row.state not in _AT_REST]
     if session.json:
         output.document(rows)
-        return
+    else:
+        _print_rows(rows, every=every, all_nodes=all_nodes)
+    if silent:
+        raise ExceptionGroup(
+            "some nodes do not answer",
+            [NativertError(f"node {name} does not answer", code=Code.TIMEOUT) for name in silent],
+        )
+
+
+def _print_rows(rows: Sequence[Instance], *, every: bool, all_nodes: bool) -> None:
     length = _unique_length([row.instance for row in rows])
     header = ["INSTANCE", "NAME", "STATE", "PID", "CPU", "MEMORY", "PIDS", "UPTIME"]
     table = [_ps_row(row, length) for row in rows]
@@ -33,6 +51,10 @@ def ps(session: Session, every: bool) -> None:
         header.append("END")
         for cells, row in zip(table, rows, strict=True):
             cells.append(row.end.message if row.end else output.UNKNOWN)
+    if all_nodes:
+        header.insert(0, "NODE")
+        for cells, row in zip(table, rows, strict=True):
+            cells.insert(0, row.node)
     output.table(header, table, numbers=("PID", "CPU", "MEMORY", "PIDS", "UPTIME"))
 
 

@@ -45,10 +45,12 @@ def open_identity(
     paths: Paths,
     claims: Claims,
     *,
+    name: str = "",
     in_use: Callable[[], Iterable[IPv4Network]] = networks_in_use,
 ) -> Identity:
     """Return the node of *paths*, created and entered in the host's registry where needed.
 
+    One that is made is called *name*, the host's name unless given.
     Raises NativertError(STORE) for a copy of a node that lives, for the node.json of a
     newer version, and for a damaged one that the registry cannot restore.
     """
@@ -62,7 +64,7 @@ def open_identity(
         paths.create()
         node = claims.register(
             paths.lib,
-            node=lambda host: _read_or_make(paths, host),
+            node=lambda host: _read_or_make(paths, host, name or os.uname().nodename),
             write=lambda node: _write(paths, node),
             in_use=in_use,
         )
@@ -81,12 +83,12 @@ def claim_block(paths: Paths, claims: Claims, identity: Identity) -> Identity:
     return _identity(claims.claim_block(node, write=lambda node: _write(paths, node)))
 
 
-def _read_or_make(paths: Paths, host: Registry) -> NodeFile:
+def _read_or_make(paths: Paths, host: Registry, name: str) -> NodeFile:
     """Return the node of *paths*; called under the registry's lock, so only one is made."""
     try:
         node = registry.read_node(paths.lib)
     except files.DamagedError as e:
-        restored = _restored(paths, host)
+        restored = _restored(paths, host, name)
         if restored is None:
             raise NativertError(
                 f"{paths.node} is damaged: {e}",
@@ -100,13 +102,12 @@ def _read_or_make(paths: Paths, host: Registry) -> NodeFile:
     import uuid
 
     id_ = str(uuid.uuid4())
-    return NodeFile(id=id_, tag=tag_of(id_), name=os.uname().nodename, subnet="", blocks=())
+    return NodeFile(id=id_, tag=tag_of(id_), name=name, subnet="", blocks=())
 
 
-def _restored(paths: Paths, host: Registry) -> NodeFile | None:
+def _restored(paths: Paths, host: Registry, name: str) -> NodeFile | None:
     for id_, claim in host.nodes.items():
         if registry.same_directory(claim.path, paths.lib):
-            name = os.uname().nodename
             node = NodeFile(id=id_, tag=tag_of(id_), name=name, subnet="", blocks=())
             return with_claim(node, claim)
     return None

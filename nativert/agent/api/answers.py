@@ -68,10 +68,12 @@ def gone(request: web.Request) -> bool:
 class Stream:
     """An answer of lines, each written within the client's time."""
 
-    def __init__(self, request: web.Request, *, content_type: str = NDJSON) -> None:
+    def __init__(
+        self, request: web.Request, *, content_type: str = NDJSON, status: int = 200
+    ) -> None:
         self._request = request
         self._timeout_s = request.app[CORE].config.api.client_timeout_s
-        self.response = web.StreamResponse(headers={"Content-Type": content_type})
+        self.response = web.StreamResponse(status=status, headers={"Content-Type": content_type})
 
     async def begin(self) -> None:
         """Send the head."""

@@ -11,7 +11,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from nativert.agent.config import Config
 from nativert.agent.monitor import Sampler
@@ -20,9 +20,13 @@ from nativert.errors import Code, NativertError
 from nativert.runtime.context import Context
 from nativert.runtime.node import Node
 
+if TYPE_CHECKING:
+    from nativert.agent.nodes.reaching import Nodes
+
 _T = TypeVar("_T")
 _QUICK_THREADS = 8
 _SLOW_THREADS = 32
+_OTHERS_THREADS = 32
 
 
 def busy(what: str) -> NativertError:
@@ -31,15 +35,24 @@ def busy(what: str) -> NativertError:
 
 
 class Core:
-    """One node behind the API; lives in one event loop."""
+    """One node behind the API, and where *nodes* is given the way to others; of one event loop."""
 
-    def __init__(self, node: Node, context: Context, config: Config, sampler: Sampler) -> None:
+    def __init__(
+        self,
+        node: Node,
+        context: Context,
+        config: Config,
+        sampler: Sampler,
+        nodes: Nodes | None = None,
+    ) -> None:
         self.node = node
         self.context = context
         self.config = config
         self.sampler = sampler
+        self.nodes = nodes
         self.quick = Pool("api-quick", _QUICK_THREADS)
         self.slow = Pool("api-slow", _SLOW_THREADS)
+        self.others = Pool("api-others", _OTHERS_THREADS)
         self.streaming = Pool("api-stream", config.api.max_streams)
         self.began = time.monotonic()
         self.streams = 0

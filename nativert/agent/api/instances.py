@@ -53,10 +53,13 @@ async def _operated(
 
 async def configure(request: web.Request) -> web.StreamResponse:
     """Configure; the progress of a download is told to who accepts lines."""
-    node = request.app[CORE].node
+    core = request.app[CORE]
+    node = core.node
     if request.headers.get("Accept") != NDJSON:
         return await _operated(request, node.configure, slow=True)
     loop = asyncio.get_running_loop()
+    # Before the answer begins: where there is none here, another node may have it.
+    uuid = await core.ask(lambda: core.uuid(request.match_info["ref"]))
     stream = Stream(request)
     await stream.begin()
     latest: tuple[int, int | None] | None = None
@@ -88,8 +91,8 @@ async def configure(request: web.Request) -> web.StreamResponse:
 
     telling = asyncio.ensure_future(tell())
     try:
-        row = await request.app[CORE].operate(
-            request.match_info["ref"],
+        row = await core.operate(
+            uuid,
             make,
             slow=True,
             wanted=lambda: not gone(request),
@@ -101,7 +104,7 @@ async def configure(request: web.Request) -> web.StreamResponse:
         told = {"error": faults.encode(error)}
     except asyncio.CancelledError:
         for uuid in began:
-            request.app[CORE].quick.submit(partial(_end_script, request.app[CORE], uuid))
+            core.quick.submit(partial(_end_script, core, uuid))
         raise
     finally:
         telling.cancel()

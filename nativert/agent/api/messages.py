@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from nativert.runtime.views import Instance
+
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What all have in common."""
@@ -45,6 +47,29 @@ class Landed(msgspec.Struct, frozen=True, kw_only=True):
     state: str
     node: str
     addresses: dict[str, str]
+
+
+class KnownNode(msgspec.Struct, frozen=True, kw_only=True):
+    """A node that this one's agent has seen since it began; `own`: itself.
+
+    `addresses` are the endpoints at which others reach it, `last_seen` seconds since the epoch.
+    What it has not told is null.
+    """
+
+    uuid: str
+    name: str | None
+    own: bool
+    alive: bool
+    addresses: tuple[str, ...]
+    instances: int | None
+    last_seen: float
+
+
+class Everywhere(msgspec.Struct, frozen=True, kw_only=True):
+    """The instances of all nodes that are there; `silent` are the names of those not answering."""
+
+    instances: list[Instance]
+    silent: list[str]
 
 
 class Kill(Message, frozen=True, kw_only=True):

@@ -8,17 +8,19 @@ from typing import Any
 
 from aiohttp import web
 
-from nativert.agent.api import files, instances, questions, sessions, streams
+from nativert.agent.api import elsewhere, files, instances, questions, sessions, streams
 from nativert.agent.api.messages import (
     Cursor,
     Defined,
     Destination,
     Environment,
     EventsQuery,
+    Everywhere,
     Follow,
     Gc,
     Health,
     Kill,
+    KnownNode,
     Landed,
     Place,
     Placed,
@@ -175,6 +177,14 @@ ROUTES: tuple[Route, ...] = (
     Route(
         "GET", "/v1/events/latest", "latest_event", "Tell the number of the newest event.",
         questions.latest_event, answer=Cursor,
+    ),
+    Route(
+        "GET", "/v1/nodes", "nodes", "List this node and every other that it has seen.",
+        elsewhere.nodes, answer=list[KnownNode],
+    ),
+    Route(
+        "GET", "/v1/nodes/instances", "everywhere", "List the instances of all nodes.",
+        elsewhere.everywhere, answer=Everywhere,
     ),
     Route(
         "GET", "/v1/doctor", "doctor", "Tell what this host cannot enforce.",

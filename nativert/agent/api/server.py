@@ -13,7 +13,7 @@ from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
 from nativert.agent import faults
-from nativert.agent.api import peers, tls
+from nativert.agent.api import elsewhere, peers, tls
 from nativert.agent.api.answers import CORE, refusal
 from nativert.agent.api.core import Core, busy
 from nativert.agent.api.routes import ROUTES
@@ -56,7 +56,8 @@ class Server:
     async def start(self) -> None:
         """Begin to listen; OSError, NativertError."""
         app = web.Application(
-            middlewares=[self._bounded, _told], client_max_size=self._api.max_body_bytes
+            middlewares=[self._bounded, _told, elsewhere.passed_on],
+            client_max_size=self._api.max_body_bytes,
         )
         app[CORE] = self._core
         for route in ROUTES:

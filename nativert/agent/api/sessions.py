@@ -12,15 +12,17 @@ import asyncio
 import os
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 
 import msgspec
 from aiohttp import WSMsgType, web
 
 from nativert.agent import faults
+from nativert.agent.api import elsewhere
 from nativert.agent.api.answers import CORE
 from nativert.agent.api.core import Core
 from nativert.agent.api.messages import Program
-from nativert.errors import Code, NativertError
+from nativert.errors import Code, NativertError, UnknownInstanceError
 from nativert.fdu.known import known
 from nativert.runtime.execute import ExecSession
 
@@ -49,11 +51,24 @@ async def exec_(request: web.Request) -> web.StreamResponse:
         except (NativertError, OSError) as e:
             error = faults.known(e)
             assert error is not None
+            if isinstance(error, UnknownInstanceError):
+                error = await _where(core, error)
             told = {"error": faults.encode(error)}
         if not socket.closed:
             await socket.send_str(msgspec.json.encode(told).decode())
             await socket.close()
         return socket
+
+
+async def _where(core: Core, unknown: UnknownInstanceError) -> NativertError:
+    """Return what to tell of an instance that is not here: perhaps on which node it is."""
+    if core.nodes is None:
+        return unknown
+    try:
+        owner = await core.others.call(partial(core.nodes.owner, unknown.instance))
+    except NativertError as e:
+        return e
+    return elsewhere.refusal(core, owner.node)
 
 
 async def _serve(core: Core, socket: web.WebSocketResponse, ref: str) -> int:

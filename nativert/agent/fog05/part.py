@@ -19,6 +19,7 @@ from nativert.agent.fog05.hypervisors import Hypervisors
 from nativert.agent.fog05.records import Records
 from nativert.agent.logs import LOGGER
 from nativert.agent.moves import Moves
+from nativert.agent.nodes.reaching import Nodes
 from nativert.errors import NativertError
 from nativert.fdu.descriptor import ComputationRequirements
 from nativert.plugin import agent_api, keys
@@ -73,6 +74,8 @@ class Fog05:
         self._config = config
         self._id = node.identity.id
         self._directory = context.paths.lib
+        addresses = config.zenoh.listen if config.zenoh else ()
+        self.nodes = Nodes(context, connector, addresses)
         self._hypervisors = Hypervisors(connector, self._id)
         self._catalog = SharedCatalog(connector, context.store, self._id)
         self._forwarding = Forwarding(connector, self._id, self._status, self._settle)
@@ -133,8 +136,11 @@ class Fog05:
         assert zenoh is not None
         others = (zenoh.connect, access.credentials(zenoh), self._stopped)
         threading.Thread(target=reaching.tell, args=others, name="others", daemon=True).start()
+        # Before it is seen: who sees it asks it who it is.
+        self.nodes.start()
+        self._open.callback(self.nodes.close)
         self._open.callback(self.connector.liveliness(paths.alive(self._id)).close)
-        self._open.callback(Moves(self._node, self.connector).close)
+        self._open.callback(Moves(self._node, self.connector, self.nodes).close)
         self._answer(READY, lambda _: {"result": self._id})
         LOGGER.info("node %s is on the network as %s", name, self._id)
 

@@ -1,0 +1,64 @@
+"""Which nodes this one has seen, by their liveliness tokens; those that are gone too."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass, field
+
+from nativert.agent.nodes.messages import Summary
+
+
+@dataclass(slots=True)
+class Seen:
+    """One other node; `gone` is when it was seen for the last time, seconds since the epoch.
+
+    `instances` are those that it told of so far, names by UUID.
+    """
+
+    id: str
+    gone: float | None = None
+    summary: Summary | None = None
+    instances: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """What it is called; its id as long as it has not told."""
+        return self.summary.name if self.summary else self.id
+
+
+class Known:
+    """Every other node since this agent began; may be used from any thread."""
+
+    def __init__(self) -> None:
+        self._mutex = threading.Lock()
+        self._seen: dict[str, Seen] = {}
+
+    def note(self, node: str, *, here: bool) -> None:
+        """Take down that a node is there, or is not any more."""
+        with self._mutex:
+            seen = self._seen.setdefault(node, Seen(node))
+            if here:
+                seen.gone = None
+            elif seen.gone is None:
+                seen.gone = time.time()
+
+    def describe(self, node: str, summary: Summary) -> None:
+        """Take down what a node has told of itself."""
+        with self._mutex:
+            self._seen.setdefault(node, Seen(node)).summary = summary
+
+    def has(self, node: str, instances: dict[str, str]) -> None:
+        """Take down which instances a node has."""
+        with self._mutex:
+            if node in self._seen:
+                self._seen[node].instances |= instances
+
+    def all(self) -> list[Seen]:
+        """Return every one of them."""
+        with self._mutex:
+            return list(self._seen.values())
+
+    def there(self) -> list[Seen]:
+        """Return those that are there now."""
+        return [seen for seen in self.all() if seen.gone is None]
