@@ -33,8 +33,10 @@ def agent(session: Session, config: Path | None, stop_all: bool, insecure: bool)
     """
     session.only_here("agent")
     from nativert.agent.service import serve
+    from nativert.runtime.place import enter
 
-    serve(session.root, here=session.here, config=config, stop_all=stop_all, insecure=insecure)
+    here = enter(session.root) or session.here
+    serve(session.root, here=here, config=config, stop_all=stop_all, insecure=insecure)
     # Threads may still wait for the end of an application: the interpreter must not be taken
     # down under them.
     sys.stderr.flush()

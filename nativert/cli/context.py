@@ -83,11 +83,17 @@ class Session:
 
 def open_node(*, root: Path | None, here: bool) -> Facade:
     """Open the node under *root*; NativertError (not permitted) unless root."""
+    need_root()
+    from nativert.runtime.node import Node
+    from nativert.runtime.place import enter
+
+    return Node(root=root, here=enter(root) or here)
+
+
+def need_root() -> None:
+    """Raise NativertError (not permitted) unless root."""
     if os.geteuid() != 0:
         raise _needs_root()
-    from nativert.runtime.node import Node
-
-    return Node(root=root, here=here)
 
 
 def _needs_root() -> NativertError:

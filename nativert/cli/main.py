@@ -49,6 +49,8 @@ _COMMANDS = {
     "validate": "model:validate",
     "schema": "model:schema",
     "node": "node:node",
+    "up": "fleet:up",
+    "down": "fleet:down",
     "agent": "agent:agent",
     "plugin": "plugin:plugin",
     "zenoh": "zenoh:zenoh",

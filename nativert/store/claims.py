@@ -139,6 +139,7 @@ class Claims:
 
         Raises NativertError(PORT_TAKEN) naming the owner.
         """
+        netns = os.stat("/proc/thread-self/ns/net").st_ino
         wanted = [
             PortOwner(
                 host_ip=_address_or_any(port.host_ip),
@@ -147,6 +148,7 @@ class Claims:
                 node=node,
                 instance=instance,
                 boot_id=boot_id(),
+                netns=netns,
             )
             for port in ports
         ]

@@ -46,6 +46,8 @@ class Paths:
         self.locks = self.run / "locks"
         self.config = self.etc / "config.toml"
         self.api_socket = self.run / "api.sock"
+        # Names the network namespace of a node that has one of its own.
+        self.netns = self.run / "netns"
         # Joining paths takes longer than the system calls that use them.
         self._of_instance: dict[tuple[str, str], Path] = {}
 

@@ -29,7 +29,10 @@ class NodeClaim(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PortOwner(msgspec.Struct, frozen=True, kw_only=True):
-    """One published port; `host_ip` is ``*`` for every address."""
+    """One published port; `host_ip` is ``*`` for every address.
+
+    `netns` is the inode of the network namespace whose port it is; 0, of an older nativert, is any.
+    """
 
     host_ip: str
     port: int
@@ -37,11 +40,14 @@ class PortOwner(msgspec.Struct, frozen=True, kw_only=True):
     node: str
     instance: str
     boot_id: str
+    netns: int = 0
 
     def collides(self, other: PortOwner) -> bool:
         """Tell whether the kernel could not tell packets for the two apart."""
-        return (self.port, self.protocol) == (other.port, other.protocol) and (
-            self.host_ip == other.host_ip or "*" in (self.host_ip, other.host_ip)
+        return (
+            (self.port, self.protocol) == (other.port, other.protocol)
+            and (self.host_ip == other.host_ip or "*" in (self.host_ip, other.host_ip))
+            and (self.netns == other.netns or 0 in (self.netns, other.netns))
         )
 
 
