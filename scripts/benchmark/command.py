@@ -64,6 +64,11 @@ def _arguments() -> argparse.Namespace:
         action="store_true",
         help="instead: starts by fog05's own client beside the runtime's (needs setup --dev)",
     )
+    parser.add_argument(
+        "--fleet",
+        action="store_true",
+        help="instead: fleets of three nodes, their making, and requests from one node to another",
+    )
     given = parser.parse_args()
     if given.quick:
         given.n = min(given.n, 3)
@@ -192,6 +197,10 @@ def main() -> int:
             from benchmark import fog05
 
             return fog05.main(given.n)
+        if given.fleet:
+            from benchmark import fleet
+
+            return fleet.main(given.n)
         _measure(given, samples)
     except KeyboardInterrupt:
         print("bench: interrupted; everything is removed", file=sys.stderr)
