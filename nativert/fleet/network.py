@@ -10,7 +10,6 @@ import os
 from typing import Final
 
 from nativert.fleet.plan import SUBNET, Plan
-from nativert.isolation import namespaces
 from nativert.isolation.network import named
 from nativert.isolation.network.links import Links
 from nativert.isolation.network.messages import Inside
@@ -43,9 +42,17 @@ def _join(plan: Plan) -> None:
                 links.add_veth(node.link, master=master, netns=netns, name=_UPLINK, mac=mac)
                 uplink = Inside(name=_UPLINK, address=node.address, prefix=SUBNET.prefixlen)
                 links.configure(netns, [uplink])
-                inside(netns, namespaces.loopback_up)
+                inside(netns, _loopback_up)
             finally:
                 os.close(netns)
+    finally:
+        links.close()
+
+
+def _loopback_up() -> None:
+    links = Links()
+    try:
+        links.bring_up("lo", "")
     finally:
         links.close()
 

@@ -40,7 +40,8 @@ def document() -> dict[str, Any]:
         "info": {
             "title": "nativert",
             "version": __version__,
-            "description": "One node: its instances, their operations, and what they use.",
+            "description": "One node: its instances, their operations, and what they use. With the "
+            "header Nativert-Node: NODE another node answers.",
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "servers": [{"url": "/"}],
@@ -58,7 +59,7 @@ def _operation(route: Route, schema: Any, query: dict[str, Any] | None) -> dict[
             "name": name,
             "in": "path",
             "required": True,
-            "description": "a UUID, a unique prefix of one, or a name",
+            "description": "a UUID, a unique prefix of one, or a name; NODE/ may be before it",
             "schema": {"type": "string"},
         }
         for name in re.findall(r"{(\w+)}", route.path)
