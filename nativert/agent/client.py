@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar
@@ -52,10 +53,8 @@ def _or_alone(
     def ask(client: Client, /, *args: _P.args, **options: _P.kwargs) -> _T:
         try:
             return method(client, *args, **options)
-        except GoneError:
-            if client.elsewhere:
-                raise
-            with client.direct() as node:
+        except GoneError as e:
+            with client.alone(e) as node:
                 answer: _T = getattr(node, method.__name__)(*args, **options)
                 return answer
 
@@ -79,6 +78,18 @@ class Client:
         self._wire = Wire(path, node=node)
         self.direct = direct
         self.elsewhere = node
+
+    @contextmanager
+    def alone(self, gone: GoneError) -> Iterator[Facade]:
+        """Open the node without its agent; raises *gone* for what concerns another one."""
+        if self.elsewhere:
+            raise gone
+        with self.direct() as node:
+            try:
+                yield node
+            except UnknownInstanceError:
+                # It may be another node's, which only the agent could ask.
+                raise gone from None
 
     def close(self) -> None:
         """Close what is open; instances and agent go on."""
@@ -184,8 +195,8 @@ class Client:
             except LostError as e:
                 if timeout_s is not None:
                     left_s = max(0.0, timeout_s - (time.monotonic() - began))
-                if isinstance(e, GoneError) and not self.elsewhere:
-                    with self.direct() as node:
+                if isinstance(e, GoneError):
+                    with self.alone(e) as node:
                         return node.wait(ref, timeout_s=left_s)
 
     def exec(
@@ -233,10 +244,8 @@ class Client:
             try:
                 yield from place.beyond(msgspec.convert(line, LogLine) for line in lines)
                 return
-            except GoneError:
-                if self.elsewhere:
-                    raise
-                with self.direct() as node:
+            except GoneError as e:
+                with self.alone(e) as node:
                     again = None if place.known else tail
                     yield from place.beyond(node.logs(ref, follow=follow, tail=again))
                 return

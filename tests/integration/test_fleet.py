@@ -20,6 +20,7 @@ from nativert.fleet import plan, up
 from nativert.fleet.plan import Member, Plan
 from nativert.isolation.network import named
 from nativert.isolation.network.netns import inside
+from nativert.plugin.zenoh_session import Settings, open_session
 from nativert.store.claims import Claims, PortClaim
 from nativert.store.identity import open_identity
 from nativert.store.locks import NodeLock, holder
@@ -95,6 +96,21 @@ def test_a_fleet_is_up_used_and_gone(
     refused = command(fleet_root, "up")
     assert (refused.returncode, "a fleet is here already" in refused.stderr) == (4, True)
 
+    # Who is in a node's namespace, as an application may be, has no password.
+    netns = named.open_named(one.netns)
+    try:
+        for settings in (
+            Settings(connect=(one.endpoint,), mode="client"),
+            Settings(connect=(two.endpoint,), mode="client", more={
+                "transport/auth/usrpwd/user": "fleet",
+                "transport/auth/usrpwd/password": "guessed",
+            }),
+        ):  # fmt: skip
+            with pytest.raises(NativertError, match="cannot open"):
+                inside(netns, lambda settings=settings: open_session(settings))
+    finally:
+        os.close(netns)
+
     # An instance runs on one node, and is reached from another; its port is its node's.
     page = tmp_path / "web.json"
     native = {"network": {"ports": ["18080:80"]}}
@@ -154,7 +170,8 @@ def fetched(node: Member) -> bool:
         os.close(netns)
 
 
-def test_in_the_foreground_it_lasts_until_it_is_told_to_end(fleet_root: Path) -> None:
+@pytest.mark.parametrize("end", ["INT", "down"])
+def test_in_the_foreground_it_lasts_until_it_is_told_to_end(fleet_root: Path, end: str) -> None:
     environment = os.environ | {"NATIVERT_ROOT": str(fleet_root)}
     words = [*CLI, "up", "--nodes", "2"]
     with subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, text=True) as process:
@@ -164,7 +181,10 @@ def test_in_the_foreground_it_lasts_until_it_is_told_to_end(fleet_root: Path) ->
         assert lines[-1] == "Ctrl-C removes everything\n"
         fleet = plan.read(fleet_root)
         assert alive(fleet.nodes[0]) == [True, True]
-        process.send_signal(signal.SIGINT)
+        if end == "INT":
+            process.send_signal(signal.SIGINT)
+        else:
+            assert command(fleet_root, "down").returncode == 0
         assert process.wait(LONG) == 0
     assert left_of(fleet_root, fleet) == []
 

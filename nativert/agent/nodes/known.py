@@ -5,8 +5,12 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import dataclass, field
+from typing import Final
 
 from nativert.agent.nodes.messages import Summary
+
+_REMEMBERED_S: Final = 86400.0
+_KEPT: Final = 10_000
 
 
 @dataclass(slots=True)
@@ -28,7 +32,7 @@ class Seen:
 
 
 class Known:
-    """Every other node since this agent began; may be used from any thread."""
+    """Every other node since this agent began, one that is gone for a day; of any thread."""
 
     def __init__(self) -> None:
         self._mutex = threading.Lock()
@@ -42,17 +46,25 @@ class Known:
                 seen.gone = None
             elif seen.gone is None:
                 seen.gone = time.time()
+            since = time.time() - _REMEMBERED_S
+            for each in list(self._seen.values()):
+                if each.gone is not None and each.gone < since:
+                    del self._seen[each.id]
 
     def describe(self, node: str, summary: Summary) -> None:
         """Take down what a node has told of itself."""
         with self._mutex:
             self._seen.setdefault(node, Seen(node)).summary = summary
 
-    def has(self, node: str, instances: dict[str, str]) -> None:
-        """Take down which instances a node has."""
+    def has(self, node: str, instances: dict[str, str], *, all_: bool) -> None:
+        """Take down which instances a node has: all of them, or some."""
         with self._mutex:
-            if node in self._seen:
-                self._seen[node].instances |= instances
+            seen = self._seen.get(node)
+            if seen is None:
+                return
+            if all_ or len(seen.instances) > _KEPT:
+                seen.instances = {}
+            seen.instances |= instances
 
     def all(self) -> list[Seen]:
         """Return every one of them."""

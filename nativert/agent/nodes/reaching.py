@@ -173,7 +173,7 @@ class Nodes:
                 answered.add(node)
                 found += [(node, each) for each in msgspec.json.decode(part, type=list[Found])]
         for node, each in found:
-            self._known.has(node, {each.instance: each.name})
+            self._known.has(node, {each.instance: each.name}, all_=False)
         chosen = [pair for pair in found if pair[1].exact] or found
         # On its way it is on two nodes: the one that it leaves has the say.
         homes = {each.instance: node for node, each in chosen if each.lands}
@@ -211,8 +211,8 @@ class Nodes:
                 self._refuse_gone(seen, f"{ref}: ")
 
     def has(self, node: str, instances: dict[str, str]) -> None:
-        """Remember which instances a node has told of, names by UUID."""
-        self._known.has(node, instances)
+        """Remember the instances that a node has, names by UUID."""
+        self._known.has(node, instances, all_=True)
 
     # -- requests ------------------------------------------------------------------------
 
