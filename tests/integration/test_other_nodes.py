@@ -179,6 +179,18 @@ def test_a_log_is_followed_and_an_end_waited_for_from_afar(three: Three) -> None
     assert (found["wait"].returncode, found["wait"].stdout) == (0, "0\n")
 
 
+def test_a_log_of_megabytes_arrives_whole(three: Three) -> None:
+    # More than may be under way at once: the reader sets the pace.
+    shell = "head -c 6000000 /dev/urandom | base64 -w 1000; echo end"
+    uuid = start(three.nodes[1], name="web", shell=shell)
+    three.nodes[1].wait(uuid, timeout_s=LONG)
+    target = f"/v1/instances/{uuid}/logs?format=text"
+    status, _, here = three.agents[1].request("GET", target)
+    assert (status, len(here) > 8_000_000, here[-4:]) == (200, True, b"end\n")
+    status, _, afar = three.agents[0].request("GET", target)
+    assert (status, afar == here) == (200, True)
+
+
 def test_who_goes_away_is_not_waited_for(three: Three) -> None:
     start(three.nodes[1], name="web", shell=APP)
 
