@@ -67,6 +67,8 @@ def test_every_route_is_described_and_answers(agent: Agent) -> None:
     assert ask("scale", {"limits": {"pids_max": 33}})["state"] == "RUNNING"
     assert ask("stats")["pids_max"] == 33
     assert [row["instance"] for row in ask("list")] == [uuid]
+    assert [row["instance"] for row in ask("everywhere")["instances"]] == [uuid]
+    assert [row["instances"] for row in ask("nodes")] == [1]
     assert [f["name"] for f in ask("stats_all")] == ["app"]
     assert ask("inspect")["status"] == "RUN"
     until(lambda: agent.request("GET", "/v1/instances/app/logs?format=text")[2])

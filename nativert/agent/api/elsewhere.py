@@ -28,6 +28,7 @@ from nativert.agent.nodes.messages import Head, Summary
 from nativert.agent.nodes.serving import SENDER
 from nativert.agent.wire import NODE
 from nativert.errors import Code, NativertError, UnknownInstanceError
+from nativert.fdu.known import known
 from nativert.runtime.views import Instance
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ class Passage:
 
     async def head(self) -> Head:
         """Return how the answer begins."""
-        return msgspec.json.decode(await self._next(messages.HEAD), type=Head)
+        return msgspec.json.decode(await self._next(messages.HEAD), type=known(Head))
 
     async def body(self) -> AsyncIterator[bytes]:
         """Yield the rest of the answer."""
@@ -266,7 +267,7 @@ async def _listed(core: Core, node: str) -> list[Instance] | None:
             data = b"".join([part async for part in passage.body()])
         if head.status != 200:
             raise faults.decode(msgspec.json.decode(data)["error"])
-        rows = msgspec.json.decode(data, type=list[Instance])
+        rows: list[Instance] = msgspec.json.decode(data, type=known(list[Instance]))
     except (NativertError, TimeoutError, msgspec.DecodeError):
         return None
     _nodes(core).has(node, {row.instance: row.name for row in rows})

@@ -6,7 +6,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn, TypeVar
 
 import msgspec
 
@@ -17,6 +17,7 @@ from nativert.agent.nodes.known import Known, Seen
 from nativert.agent.nodes.messages import About, Dropped, Find, Found, Request, Summary, Taken
 from nativert.agent.nodes.serving import Serving
 from nativert.errors import Code, NativertError, UnknownInstanceError
+from nativert.fdu.known import known
 from nativert.plugin.connector import Closing
 from nativert.plugin.zenoh_requests import EVERYBODY, ZenohRequests
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from nativert.plugin.zenoh_connector import ZenohConnector
     from nativert.runtime.context import Context
 
+_T = TypeVar("_T")
 # How long others may think about a question that needs no work.
 _QUICK_S: Final = 2.5
 _BEAT_S: Final = 10.0
@@ -149,10 +151,7 @@ class Nodes:
         LOGGER.info("node %s is there as %s", self.name(node), node)
 
     def _describe(self, node: str = EVERYBODY) -> dict[str, Summary]:
-        told = {
-            who: msgspec.json.decode(part, type=Summary)
-            for who, part in self._ask(node, About(), _QUICK_S)
-        }
+        told = dict(self._ask(node, About(), Summary, _QUICK_S))
         for who, summary in told.items():
             self._known.describe(who, summary)
         return told
@@ -169,9 +168,9 @@ class Nodes:
         found: list[tuple[str, Found]] = []
         answered = set()
         if there:
-            for node, part in self._ask(EVERYBODY, Find(ref=ref), _QUICK_S):
+            for node, these in self._ask(EVERYBODY, Find(ref=ref), tuple[Found, ...], _QUICK_S):
                 answered.add(node)
-                found += [(node, each) for each in msgspec.json.decode(part, type=list[Found])]
+                found += [(node, each) for each in these]
         for node, each in found:
             self._known.has(node, {each.instance: each.name}, all_=False)
         chosen = [pair for pair in found if pair[1].exact] or found
@@ -243,13 +242,12 @@ class Nodes:
 
     def taken(self, node: str, id_: str, parts: int) -> bool:
         """Say that an answer is still wanted; return whether its node still works at it."""
-        answers = self._ask(node, Taken(id=id_, parts=parts), _BEAT_S)
-        return any(msgspec.json.decode(part, type=bool) for _, part in answers)
+        return any(still for _, still in self._ask(node, Taken(id=id_, parts=parts), bool, _BEAT_S))
 
     def drop(self, node: str, id_: str) -> None:
         """Say that an answer is not wanted any more."""
         try:
-            self._ask(node, Dropped(id=id_), _QUICK_S)
+            self._ask(node, Dropped(id=id_), bool, _QUICK_S)
         except NativertError as e:
             LOGGER.debug("cannot give up a request: %s", e)
 
@@ -259,6 +257,13 @@ class Nodes:
         return self._requests
 
     def _ask(
-        self, node: str, question: messages.Question, timeout_s: float
-    ) -> list[tuple[str, bytes]]:
-        return self._to().ask(node, msgspec.json.encode(question), timeout_s=timeout_s)
+        self, node: str, question: messages.Question, kind: type[_T], timeout_s: float
+    ) -> list[tuple[str, _T]]:
+        """Return what is answered in time, by node; without what is no *kind*."""
+        answers: list[tuple[str, _T]] = []
+        for who, part in self._to().ask(node, msgspec.json.encode(question), timeout_s=timeout_s):
+            try:
+                answers.append((who, msgspec.json.decode(part, type=known(kind))))
+            except msgspec.DecodeError as e:
+                LOGGER.warning("node %s: not an answer of an agent: %s", who, e)
+        return answers
