@@ -55,9 +55,9 @@ class Session:
         return agent
 
     def only_here(self, command: str) -> None:
-        """Refuse --node for a command that works on files of this node."""
+        """Refuse --on for a command that works on files of this node."""
         if self.on is not None:
-            raise click.UsageError(f"{command} works on this node only: leave out --node")
+            raise click.UsageError(f"{command} works on this node only: leave out --on")
 
     def agent(self) -> Client | None:
         """Reach the agent of the node; None if none serves, or it is not wanted."""
@@ -143,7 +143,7 @@ def global_options(*, root_variable: str | None = None) -> list[click.Option]:
             **common,
         ),
         click.Option(
-            ["--node", "on"],
+            ["--on"],
             metavar="NODE",
             callback=_set("on"),
             help="Have another node do it, by its id or name; this node's agent asks it.",

@@ -88,6 +88,7 @@ def init(
     Without --node, --client and --plugin it is for this host, and put into etc/nativert; what is
     for others is in DIR, to be copied there. The authority's key, DIR/ca.key, is for you alone.
     """
+    session.only_here("zenoh init")
     from nativert.agent.authority import folder, installation
     from nativert.store.paths import Paths
 

@@ -116,7 +116,7 @@ def test_a_fleet_is_up_used_and_gone(
     native = {"network": {"ports": ["18080:80"]}}
     document = make_document(name="web", shell=SERVER, veth=True, native=native)
     page.write_text(json.dumps(document))
-    started = ok(one.root, "--node", "node-2", "run", "-d", str(page))
+    started = ok(one.root, "--on", "node-2", "run", "-d", str(page))
     assert (started["node"], started["state"]) == ("node-2", "RUNNING")
     (row,) = ok(three.root, "ps", "--all-nodes")
     assert (row["node"], row["name"]) == ("node-2", "web")
@@ -139,7 +139,7 @@ def test_a_fleet_is_up_used_and_gone(
     lost = command(one.root, "stop", "web")
     assert (lost.returncode, "node node-2 is gone" in lost.stderr) == (5, True)
     page.write_text(json.dumps(make_document(name="other", shell=SERVER, veth=True)))
-    assert ok(one.root, "--node", "node-3", "run", "-d", str(page))["node"] == "node-3"
+    assert ok(one.root, "--on", "node-3", "run", "-d", str(page))["node"] == "node-3"
     assert fetched(two)
     assert ok(two.root, "ps")[0]["state"] == "RUNNING"
     # Its agent is started as any node's.

@@ -99,7 +99,7 @@ def test_each_node_shows_all(three: Three) -> None:
 def test_every_operation_reaches_an_instance_wherever_it_is(three: Three, tmp_path: Path) -> None:
     page = tmp_path / "app.json"
     page.write_text(json.dumps(make_document(name="web", shell=APP)))
-    row = three.ok(0, "--node", "c", "define", str(page))
+    row = three.ok(0, "--on", "c", "define", str(page))
     assert row["node"] == "c"
     uuid = row["instance"]
     assert three.nodes[2].get(uuid).state == "DEFINED"
@@ -125,7 +125,7 @@ def test_every_operation_reaches_an_instance_wherever_it_is(three: Three, tmp_pa
     three.ok(0, "clean", "web")
     three.ok(0, "undefine", "web")
     assert three.nodes[2].list() == []
-    events = three.command(0, "--node", "c", "events", "-o", "json").stdout.splitlines()
+    events = three.command(0, "--on", "c", "events", "-o", "json").stdout.splitlines()
     assert {json.loads(line)["name"] for line in events} >= {"web"}
     gone = three.command(0, "stop", "web")
     assert (gone.returncode, "web: no such instance" in gone.stderr) == (3, True)
@@ -210,7 +210,7 @@ def test_who_goes_away_is_not_waited_for(three: Three) -> None:
 
 def test_a_program_inside_is_refused_from_afar(three: Three) -> None:
     start(three.nodes[1], name="web", shell=APP)
-    for words in (("exec", "web"), ("exec", "b/web"), ("--node", "b", "exec", "web")):
+    for words in (("exec", "web"), ("exec", "b/web"), ("--on", "b", "exec", "web")):
         refused = three.command(0, *words, "--", "/bin/true")
         assert refused.returncode == 1
         assert "on node b" in refused.stderr
@@ -276,7 +276,7 @@ def test_without_other_nodes_the_answers_are_clear(
             [*CLI, *words], env=environment, capture_output=True, text=True, timeout=LONG
         )
 
-    for words in (("node", "ls"), ("ps", "--all-nodes"), ("--node", "b", "ps")):
+    for words in (("node", "ls"), ("ps", "--all-nodes"), ("--on", "b", "ps")):
         alone = run(*words)
         assert alone.returncode == 5
         assert "none serves this node" in alone.stderr
@@ -284,9 +284,9 @@ def test_without_other_nodes_the_answers_are_clear(
         (row,) = json.loads(run("node", "ls", "-o", "json").stdout)
         assert (row["own"], row["alive"], row["addresses"]) == (True, True, [])
         assert run("ps", "--all-nodes").returncode == 0
-        for words in (("--node", "b", "ps"), ("stop", "b/web")):
+        for words in (("--on", "b", "ps"), ("stop", "b/web")):
             refused = run(*words)
             assert refused.returncode == 5
             assert "[zenoh]" in refused.stderr
         assert run("stop", "web").returncode == 3
-        assert run("--node", "b", "backup", "x").returncode == 2
+        assert run("--on", "b", "backup", "x").returncode == 2

@@ -105,6 +105,11 @@ def test_an_instance_is_moved_between_nodes_that_show_certificates(pair: Pair) -
     until(
         lambda: pair.nodes[0].get(instance).state == "RUNNING", deadline_s=LONG, what="it is back"
     )
+    with pair.agents[1].client() as other:
+        assert [row.alive for row in other.nodes()] == [True, True]
+        # It is the other node's, and that carries it out.
+        assert other.pause(instance).state == "PAUSED"
+        assert other.resume(instance).state == "RUNNING"
 
 
 def test_who_shows_nothing_of_this_authority_does_not_get_in(pair: Pair, tmp_path: Path) -> None:

@@ -115,7 +115,7 @@ class Nodes:
         raise NativertError(
             f"{node}: no such node is there",
             code=Code.NOT_FOUND,
-            hint=_LOOK,
+            hint=f"see whether its agent runs, and whether both let each other in; {_LOOK}",
         )
 
     def _named(self, node: str) -> list[Seen]:
