@@ -170,7 +170,7 @@ def fetched(node: Member) -> bool:
         os.close(netns)
 
 
-@pytest.mark.parametrize("end", ["INT", "down"])
+@pytest.mark.parametrize("end", ["TERM", "down"])
 def test_in_the_foreground_it_lasts_until_it_is_told_to_end(fleet_root: Path, end: str) -> None:
     environment = os.environ | {"NATIVERT_ROOT": str(fleet_root)}
     words = [*CLI, "up", "--nodes", "2"]
@@ -181,11 +181,14 @@ def test_in_the_foreground_it_lasts_until_it_is_told_to_end(fleet_root: Path, en
         assert lines[-1] == "Ctrl-C removes everything\n"
         fleet = plan.read(fleet_root)
         assert alive(fleet.nodes[0]) == [True, True]
-        if end == "INT":
-            process.send_signal(signal.SIGINT)
-        else:
-            assert command(fleet_root, "down").returncode == 0
-        assert process.wait(LONG) == 0
+        try:
+            if end == "TERM":
+                process.terminate()
+            else:
+                assert command(fleet_root, "down").returncode == 0
+            assert process.wait(LONG) == 0
+        finally:
+            process.kill()
     assert left_of(fleet_root, fleet) == []
 
 

@@ -202,7 +202,7 @@ def test_who_goes_away_is_not_waited_for(three: Three) -> None:
     environment = os.environ | {"NATIVERT_ROOT": str(three.roots[0])}
     follower = subprocess.Popen([*CLI, "logs", "-f", "web"], env=environment)
     until(lambda: streams() == 1, deadline_s=LONG, what="the log is followed")
-    follower.send_signal(signal.SIGINT)
+    follower.terminate()
     follower.wait(LONG)
     until(lambda: streams() == 0, deadline_s=LONG, what="nobody follows any more")
     three.ok(0, "stop", "web")
