@@ -258,16 +258,16 @@ class Client:
         lines = self._wire.lines("GET", f"{_one(ref)}/files?{_path(path)}")
         try:
             yield from (msgspec.convert(line, known(Entry)) for line in lines)
-        except GoneError:
-            with self.direct() as node:
+        except GoneError as e:
+            with self.alone(e) as node:
                 yield from node.ls(ref, path)
 
     def read_file(self, ref: str, path: str) -> Iterator[bytes]:
         """Yield a regular file below /data in pieces."""
         try:
             yield from self._wire.pieces("GET", f"{_one(ref)}/file?{_path(path)}")
-        except GoneError:
-            with self.direct() as node:
+        except GoneError as e:
+            with self.alone(e) as node:
                 yield from node.read_file(ref, path)
 
     @_or_alone

@@ -188,6 +188,8 @@ class Wire:
 
         connection.putrequest("PUT", target)
         connection.putheader("Transfer-Encoding", "chunked")
+        for name, value in self._headers.items():
+            connection.putheader(name, value)
         connection.endheaders()
         for piece in filter(None, pieces):
             if not _quiet(sock) or not taken(b"%x\r\n%b\r\n" % (len(piece), piece)):

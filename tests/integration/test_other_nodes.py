@@ -216,6 +216,10 @@ def test_a_program_inside_is_refused_from_afar(three: Three) -> None:
         assert "on node b" in refused.stderr
         assert "call it on b" in refused.stderr
     assert three.command(1, "exec", "b/web", "--", "/bin/true").returncode == 0
+    for words in (("put", "web", __file__, "x"), ("--on", "b", "put", "web", __file__, "x")):
+        refused = three.command(0, *words)
+        assert (refused.returncode, "call it on b" in refused.stderr) == (1, True), refused.stderr
+    assert three.command(0, "ls", "web").returncode == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])

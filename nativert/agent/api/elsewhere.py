@@ -177,6 +177,13 @@ async def _pass_on(request: web.Request, node: str, ref: str | None) -> web.Stre
         raise web.HTTPNotFound
     if resource.canonical == _EXEC:
         raise refusal(core, node)
+    if request.method == "PUT":
+        name = core.nodes.name(node) if core.nodes else node
+        raise NativertError(
+            f"put: the instance is on node {name}, and files are put on its own node",
+            code=Code.REQUIREMENTS,
+            hint=f"call it on {name}",
+        )
     target = request.rel_url.raw_path
     if ref is not None:
         target = resource.canonical.replace("{ref}", quote(ref, safe=""))
