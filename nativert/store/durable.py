@@ -6,11 +6,12 @@ transaction.
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from ipaddress import IPv4Network
 from typing import TYPE_CHECKING, Final, Unpack
+
+import msgspec
 
 from nativert.errors import Code, DescriptorError, NativertError, UnknownInstanceError
 from nativert.store import allocation, rows
@@ -230,7 +231,7 @@ class Store(Fences, Catalog):
             known = self._known(connection).get(uuid)
             if known is None:
                 return self._select(connection, uuid)
-            row = dataclasses.replace(known, boot_id=boot_id(), **changes)
+            row = msgspec.structs.replace(known, boot_id=boot_id(), **changes)
             self._rows[uuid] = row
             return row
 

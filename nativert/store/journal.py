@@ -142,7 +142,8 @@ class Journal:
             waiting = self._outbox.take()
             try:
                 # What was noted before comes before.
-                events.append(connection, waiting, keep=MAX_EVENTS)
+                if waiting:
+                    events.append(connection, waiting, keep=MAX_EVENTS)
                 yield connection
                 connection.execute("COMMIT")
             except BaseException:

@@ -38,8 +38,7 @@ _JSON: Final = ("descriptor", "record", "limits", "end", "env", "retry", "moving
 _NUMBERS: Final = ("seq", "id_range", "run_count", "restarts")
 
 
-@dataclass(frozen=True, slots=True)
-class Interface:
+class Interface(msgspec.Struct, frozen=True):
     """What one interface was given; the host link is ``nv<tag><link>``."""
 
     name: str
@@ -47,8 +46,7 @@ class Interface:
     link: int
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(msgspec.Struct, frozen=True):
     """One instance as asked for. descriptor, record and what is None or more are JSON texts.
 
     `desired` is the state that it was brought to, as far as that outlives this boot; `wanted`

@@ -47,7 +47,7 @@ def enter(context: Context, row: Row, phase: Phase) -> Row:
     before = observe(context, row).state
     moving = moves.encode(msgspec.structs.replace(move_of(row), phase=phase))
     event = told = None
-    after = observe(context, dataclasses.replace(row, moving=moving)).state
+    after = observe(context, msgspec.structs.replace(row, moving=moving)).state
     if after is not before:
         told = after.value
         data = edges.encode({"state": told, "peer": move_of(row).peer})
