@@ -76,6 +76,29 @@ struct launcher {
 
 extern struct launcher launcher;
 
+struct client {
+	int sock; /* -1: free */
+	int poll;
+};
+
 _Noreturn void serve(void);
+bool answer(struct client *client, const struct text *text, const int *fds, size_t fd_count);
+void answer_failure(struct client *client, const struct failure *failure);
+int watch(int fd);
+bool due(int at);
+
+/* ---- creation.c ---- */
+
+#define MAX_PENDING 256
+
+void create(struct client *client, const struct packet *packet, struct failure *failure);
+void creations_begin(void);
+void creations_watch(void);
+void creations_turn(void);
+void creations_expire(void);
+void creations_give_up(const struct client *client);
+size_t creations_pending(void);
+void children_reap(void);
+size_t children_alive(void);
 
 #endif
