@@ -194,7 +194,8 @@ def _removed_empty(fd: int, name: str) -> bool:
     try:
         os.rmdir(name, dir_fd=fd)
     except OSError as e:
-        if e.errno != errno.ENOTEMPTY:
+        # A mount, which is busy, is refused by who opens it.
+        if e.errno not in (errno.ENOTEMPTY, errno.EBUSY):
             raise
         return False
     return True

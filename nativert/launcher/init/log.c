@@ -69,6 +69,10 @@ static int rotate(struct log *log)
 	char older[16], newer[16];
 
 	close_fd(&log->fd);
+	/* First, so that no file replaces another: ext4 would write it out at once (auto_da_alloc). */
+	if (log->files > 1 && unlinkat(log->directory, file_name(log->files - 1, older), 0) &&
+	    errno != ENOENT)
+		return -1;
 	for (int i = log->files - 1; i > 0; i--)
 		if (renameat(log->directory, file_name(i - 1, older), log->directory,
 			     file_name(i, newer)) &&
