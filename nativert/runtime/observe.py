@@ -234,7 +234,11 @@ def settle_here(context: Context, row: Row) -> Observed:
         release.everything(context, row, facts)
         return _noted(context, seen, State.DEFINED)
     if seen.event is Event.APPLICATION_ENDED:
-        return application_ended(context, seen)
+        after = application_ended(context, seen)
+        if process.alive(facts.init_pid, facts.init_start):
+            return after
+        # Who ended all at once, such as systemd its scope, left init the time to tell the end.
+        return settle_here(context, after.row)
     if facts.intent == "run":
         return _after_run(context, seen)
     if seen.state is State.SCALING:

@@ -138,6 +138,25 @@ def test_an_init_that_is_killed_is_told_as_lost(node: Node, root: Path, state: s
     live_on(node, uuid)
 
 
+def test_an_init_that_told_the_end_and_was_killed_is_lost_too(node: Node, root: Path) -> None:
+    """As when systemd ends its scope: SIGKILL to all, and init has a moment more."""
+    uuid = prepare(node, "RUNNING")
+    noted = facts(root, uuid)
+    kill(noted["details"]["pid"])
+    until((Paths(root).instance_run(uuid) / "exit.json").exists)
+    kill(noted["init_pid"])
+
+    lost = node.get(uuid)
+
+    assert lost.state == "DEFINED"
+    assert lost.end is not None
+    assert lost.end.reason == "init-lost"
+    told = [event.kind for event in node.events() if event.instance == uuid]
+    assert told[-2:] == ["ended", "lost"]
+    assert_nothing_left(node, root, uuid)
+    live_on(node, uuid)
+
+
 @pytest.mark.parametrize("verb", ["stop", "pause", "scale"])
 def test_an_operation_on_a_lost_init_is_refused_and_settles_it(
     node: Node, root: Path, verb: str
