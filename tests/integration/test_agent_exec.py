@@ -58,7 +58,13 @@ async def outcome(socket: Socket) -> tuple[dict[int, bytes], dict[str, Any]]:
 
 def sleepers(node: Node) -> list[str]:
     pids = node._context.driver.open(f"i-{node.get('app').instance}").pids()
-    return [Path(f"/proc/{pid}/cmdline").read_text() for pid in pids]
+    found = []
+    for pid in pids:
+        try:
+            found.append(Path(f"/proc/{pid}/cmdline").read_text())
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # It has ended since it was listed.
+    return found
 
 
 def test_streams_and_exit_code(agent: Agent) -> None:
