@@ -49,6 +49,11 @@ def _checked(result: int) -> int:
     raise OSError(number, text.decode(), None if path is None else os.fsdecode(path))
 
 
+def load() -> None:
+    """Compile and load: here, and not anew in each child of a test, where it would show."""
+    _native()
+
+
 def set_kernel(kernel: tuple[int, int]) -> None:
     """Have mounts made as on Linux *kernel*."""
     ctypes.c_bool.in_dll(_native(), "may_set_attributes").value = kernel >= (5, 12)

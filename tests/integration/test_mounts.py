@@ -25,6 +25,12 @@ from nativert.isolation.syscalls import (
 
 pytestmark = pytest.mark.root
 
+
+@pytest.fixture(autouse=True, scope="module")
+def native() -> None:
+    mounts.load()
+
+
 KERNELS = [(9, 9), (5, 10)]
 # mountinfo escapes some of these and writes the others as they are.
 ODD_NAMES = ["plain", "two words", "tab\there", "back\\slash", "日本", "caf\xe9"]

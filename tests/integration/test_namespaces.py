@@ -17,6 +17,12 @@ from nativert.isolation.syscalls import CLONE_NEWNET, CLONE_NEWUSER, setns
 
 pytestmark = pytest.mark.root
 
+
+@pytest.fixture(autouse=True, scope="module")
+def native() -> None:
+    namespaces.load()
+
+
 ID_BASE = 0x7100_0000
 ID_COUNT = 65536
 # linux/nsfs.h

@@ -20,6 +20,12 @@ from nativert.launcher.plan import Step
 
 pytestmark = pytest.mark.root
 
+
+@pytest.fixture(autouse=True, scope="module")
+def native() -> None:
+    rootfs.load()
+
+
 T = TypeVar("T")
 
 READ_ONLY = ("ro", "nosuid", "nodev")
