@@ -65,8 +65,6 @@ def read_replaced(path: Path | str, kind: type[_T], *, limit_bytes: int) -> _T:
             return decode(temporary, kind, limit_bytes=limit_bytes)
         except (FileNotFoundError, DamagedError):
             pass
-        if not os.path.isdir(os.path.dirname(path)):
-            break  # There is no writer.
     return decode(path, kind, limit_bytes=limit_bytes)
 
 

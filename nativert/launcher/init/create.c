@@ -12,12 +12,10 @@
 #include <linux/close_range.h>
 #include <signal.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
-#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/un.h>
 #include <unistd.h>
@@ -91,7 +89,7 @@ static int open_places(const struct json *sandbox, struct failure *failure)
 
 static int read_filter(const struct json *sandbox, struct failure *failure)
 {
-	struct stat about;
+	size_t length = 0;
 	int fd;
 	char *program;
 
@@ -99,15 +97,11 @@ static int read_filter(const struct json *sandbox, struct failure *failure)
 		return -1;
 	if (fd < 0)
 		return fail(failure, EINVAL, NULL, "a plan without a filter");
-	if (fstat(fd, &about))
+	program = slurp(fd, &length);
+	if (!program)
 		return fail(failure, errno, "seccomp", NULL);
-	program = malloc((size_t)about.st_size + 1);
-	if (!program || pread(fd, program, (size_t)about.st_size, 0) != about.st_size)
-		return fail(failure, program ? EIO : ENOMEM, "seccomp", NULL);
-	close(fd);
 	self.around.seccomp.filter = (struct sock_filter *)(void *)program;
-	self.around.seccomp.len =
-		(unsigned short)((size_t)about.st_size / sizeof(struct sock_filter));
+	self.around.seccomp.len = (unsigned short)(length / sizeof(struct sock_filter));
 	return 0;
 }
 

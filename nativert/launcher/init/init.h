@@ -116,6 +116,7 @@ int64_t start_time(pid_t pid);
 void cloexec(int fd);
 void close_fd(int *fd);
 int send_signal(int pidfd, int number);
+char *slurp(int fd, size_t *length);
 
 /* ---- program.c: what is to be started ---- */
 

@@ -7,34 +7,10 @@
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/signalfd.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 /* For scripts/build_init.py: what this program was made from. */
 __attribute__((used)) const char source_digest[] = "nativert-init-source:" SOURCE_DIGEST;
-
-/* Read a whole file and close it; NULL with errno. */
-static char *slurp(int fd, size_t *length)
-{
-	struct stat about;
-	char *data;
-	ssize_t got;
-
-	if (fstat(fd, &about))
-		return NULL;
-	data = malloc((size_t)about.st_size + 1);
-	if (!data)
-		return NULL;
-	got = pread(fd, data, (size_t)about.st_size, 0);
-	close(fd);
-	if (got != about.st_size) {
-		errno = EIO;
-		free(data);
-		return NULL;
-	}
-	*length = (size_t)got;
-	return data;
-}
 
 /* A descriptor that the configuration names, or -1 where it has null. */
 static int descriptor(const struct json *config, const char *key)

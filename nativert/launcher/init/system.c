@@ -1,8 +1,11 @@
 /* System calls that need more than one line. */
 #include "init.h"
 
+#include <errno.h>
 #include <fcntl.h>
+#include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -60,4 +63,27 @@ void close_fd(int *fd)
 int send_signal(int pidfd, int number)
 {
 	return (int)syscall(SYS_pidfd_send_signal, pidfd, number, NULL, 0);
+}
+
+/* Read a whole file and close it; NULL with errno. */
+char *slurp(int fd, size_t *length)
+{
+	struct stat about;
+	char *data;
+	ssize_t got;
+
+	if (fstat(fd, &about))
+		return NULL;
+	data = malloc((size_t)about.st_size + 1);
+	if (!data)
+		return NULL;
+	got = pread(fd, data, (size_t)about.st_size, 0);
+	close(fd);
+	if (got != about.st_size) {
+		errno = EIO;
+		free(data);
+		return NULL;
+	}
+	*length = (size_t)got;
+	return data;
 }
