@@ -7,10 +7,11 @@ header's. Only this module imports ctypes. Nothing here decides anything.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import struct
 from collections.abc import Callable
-from ctypes import c_char_p, c_int, c_long, c_size_t, c_uint32, c_ulong, c_void_p
+from ctypes import byref, c_char_p, c_int, c_long, c_size_t, c_uint32, c_ulong, c_void_p
 
 TYPE_CHECKING = False  # typing costs a millisecond of every start
 if TYPE_CHECKING:
@@ -48,9 +49,29 @@ IN_CREATE: Final = 0x100
 IN_NONBLOCK: Final = 0o4000
 IN_CLOEXEC: Final = 0o2000000
 
+# linux/aio_abi.h
+IOCB_CMD_FDSYNC: Final = 3
+# data, key, rw_flags, opcode, reqprio, fd, buf, nbytes, offset, reserved, flags, resfd; both
+# architectures have the lower half of a word first.
+_IOCB: Final = struct.Struct("<QIiHhIQQqQII")
+# data, obj, res, res2
+_IO_EVENT: Final = struct.Struct("<QQqq")
+
 # asm/unistd.h: the numbers above 423 are the same on every architecture.
-_X86_64: Final = {"keyctl": 250}
-_AARCH64: Final = {"keyctl": 219}
+_X86_64: Final = {
+    "io_setup": 206,
+    "io_destroy": 207,
+    "io_getevents": 208,
+    "io_submit": 209,
+    "keyctl": 250,
+}
+_AARCH64: Final = {
+    "io_setup": 0,
+    "io_destroy": 1,
+    "io_submit": 2,
+    "io_getevents": 4,
+    "keyctl": 219,
+}
 _COMMON: Final = {"openat2": 437}
 NUMBERS: Final = {
     "x86_64": {**_X86_64, **_COMMON},
@@ -83,8 +104,8 @@ _syscall.restype = c_long
 
 def _check(result: int, call: str, path: str | None = None) -> int:
     if result == -1:
-        errno = ctypes.get_errno()
-        raise OSError(errno, f"{call}: {os.strerror(errno)}", path)
+        number = ctypes.get_errno()
+        raise OSError(number, f"{call}: {os.strerror(number)}", path)
     return result
 
 
@@ -120,6 +141,48 @@ def umount2(target: str, flags: int = 0) -> None:
 def syncfs(fd: int) -> None:
     """Write all that waits of the file system of *fd* to its disk; see syncfs(2)."""
     _check(_syncfs(fd), "syncfs")
+
+
+def io_setup(events: int) -> int:
+    """Return a context for this many asynchronous operations at once; see io_setup(2)."""
+    context = c_ulong(0)
+    _check(_syscall(c_long(_NUMBER["io_setup"]), c_int(events), byref(context)), "io_setup")
+    return context.value
+
+
+def io_destroy(context: int) -> None:
+    """Wait for what was submitted and release the context; see io_destroy(2)."""
+    _check(_syscall(c_long(_NUMBER["io_destroy"]), c_ulong(context)), "io_destroy")
+
+
+def io_submit_fdsync(context: int, fd: int, data: int) -> bool:
+    """Have *fd* brought to the disk, as fdatasync(2) does; see io_submit(2).
+
+    False where the context is full: `io_getevent` makes room.
+    """
+    # Read before the call returns, and not after.
+    iocb = c_char_p(_IOCB.pack(data, 0, 0, IOCB_CMD_FDSYNC, 0, fd, 0, 0, 0, 0, 0, 0))
+    number = c_long(_NUMBER["io_submit"])
+    result = _syscall(number, c_ulong(context), c_long(1), byref(iocb))
+    if result == -1 and ctypes.get_errno() == errno.EAGAIN:
+        return False
+    _check(result, "io_submit(FDSYNC)")
+    return True
+
+
+def io_getevent(context: int) -> tuple[int, int]:
+    """Wait for one operation to end; return its data and its errno, 0 for success.
+
+    See io_getevents(2).
+    """
+    event = ctypes.create_string_buffer(_IO_EVENT.size)
+    number, one = c_long(_NUMBER["io_getevents"]), c_long(1)
+    # EINTR where a signal came, whose Python handler has run by the next statement.
+    while (result := _syscall(number, c_ulong(context), one, one, event, c_void_p(None))) != 1:
+        if result != -1 or ctypes.get_errno() != errno.EINTR:
+            _check(result, "io_getevents")
+    data, _, outcome, _ = _IO_EVENT.unpack(event.raw)
+    return data, -outcome if outcome < 0 else 0
 
 
 def openat2(dirfd: int, path: str, flags: int, mode: int = 0, resolve: int = 0) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import os
 import stat
@@ -61,8 +60,8 @@ def changed(limits: Limits, change: Mapping[str, object]) -> Limits:
 
     io entries replace those of the same device, field by field. Raises NativertError(USAGE).
     """
-    names = {field.name for field in dataclasses.fields(Limits)}
-    unknown = sorted(change.keys() - names)
+    names = Limits.__struct_fields__
+    unknown = sorted(change.keys() - set(names))
     if unknown:
         raise NativertError(
             f"no such limit: {', '.join(unknown)}",
@@ -73,7 +72,7 @@ def changed(limits: Limits, change: Mapping[str, object]) -> Limits:
     if values.get("io") is not None:
         try:
             io = _changed_io(limits.io, values["io"])
-            values["io"] = [dataclasses.asdict(limit) for limit in io]
+            values["io"] = [msgspec.structs.asdict(limit) for limit in io]
         except (KeyError, TypeError, AttributeError) as e:
             raise NativertError(f"bad limit: io: {e}", code=Code.USAGE) from e
     elif "io" in values:
@@ -89,16 +88,16 @@ def changed(limits: Limits, change: Mapping[str, object]) -> Limits:
             raise NativertError(
                 f"bad limit: {name}: {value} is not from {lowest} to {_LARGEST}", code=Code.USAGE
             )
-    return dataclasses.replace(limits, **{name: getattr(asked, name) for name in values})
+    return msgspec.structs.replace(limits, **{name: getattr(asked, name) for name in values})
 
 
 def _changed_io(before: Iterable[IoLimit], change: Iterable[Any]) -> tuple[IoLimit, ...]:
     by_device = {limit.device: limit for limit in before}
     for entry in change:
-        fields = dict(entry) if isinstance(entry, Mapping) else dataclasses.asdict(entry)
+        fields = dict(entry) if isinstance(entry, Mapping) else msgspec.structs.asdict(entry)
         device = device_number(fields.pop("device"))
         limit = by_device.get(device, IoLimit(device))
-        by_device[device] = dataclasses.replace(limit, **fields)
+        by_device[device] = msgspec.structs.replace(limit, **fields)
     # An entry in which nothing is left is no limit any more.
     return tuple(limit for limit in by_device.values() if limit != IoLimit(limit.device))
 
@@ -106,7 +105,7 @@ def _changed_io(before: Iterable[IoLimit], change: Iterable[Any]) -> tuple[IoLim
 def _numbers(limits: Limits) -> Iterator[tuple[str, float]]:
     parts: tuple[Limits | IoLimit, ...] = (limits, *limits.io)
     for part in parts:
-        for name in part.__slots__:
+        for name in part.__struct_fields__:
             value = getattr(part, name)
             if isinstance(value, int | float):
                 yield name, value

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from dataclasses import dataclass
+from typing import Final
 
 import msgspec
 
@@ -31,6 +32,9 @@ from nativert.store.durable import Changes, Row
 _WITH_APPLICATION = (State.RUNNING, State.PAUSED, State.SCALING)
 _STATUS_TIMEOUT_S = 10.0
 _LOOKS = 8
+# A stop that an operator asked for ends the wish that it run; any other end does not.
+OPERATORS: Final = ("stop", "force")
+NOT_WANTED: Final[Changes] = {"wanted": State.CONFIGURED.value, "retry": None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,6 +237,8 @@ def settle_here(context: Context, row: Row) -> Observed:
         # What configure had made goes; what clean had left goes too.
         release.everything(context, row, facts)
         return _noted(context, seen, State.DEFINED)
+    if facts.limits is not None:
+        seen = _with_limits_before(context, seen, facts.limits)
     if seen.event is Event.APPLICATION_ENDED:
         after = application_ended(context, seen)
         if process.alive(facts.init_pid, facts.init_start):
@@ -242,7 +248,11 @@ def settle_here(context: Context, row: Row) -> Observed:
     if facts.intent == "run":
         return _after_run(context, seen)
     if seen.state is State.SCALING:
-        return _after_scale(context, seen)
+        return _with_state(context, seen, State.RUNNING)
+    if facts.intent == "stop" and facts.stop is not None and facts.stop.why in OPERATORS:
+        # The operator's command has ended and the application has not: it is told as running.
+        row = context.store.update(row.uuid, wanted=State.RUNNING.value)
+        seen = dataclasses.replace(seen, row=row)
     if facts.intent is not None:
         return _with_state(context, seen, State(facts.state), shown=seen.state)
     return seen
@@ -254,10 +264,13 @@ def ended_as_told(context: Context, row: Row, facts: Facts, message: Message) ->
     return None if told is None else _ended(context, row, facts, told)
 
 
-def application_ended(context: Context, seen: Observed, *, frozen: bool = True) -> Observed:
+def application_ended(
+    context: Context, seen: Observed, *, frozen: bool = True, wait: bool = True
+) -> Observed:
     """Note the end of the application: the instance is CONFIGURED, with the reason kept.
 
     *frozen* unless it is known that its cgroup is not: the next run starts in a thawed one.
+    Without *wait* the caller has the disk take it.
     """
     facts = seen.facts
     if facts is None or seen.end is None:
@@ -269,28 +282,24 @@ def application_ended(context: Context, seen: Observed, *, frozen: bool = True) 
         "desired": State.CONFIGURED.value,
         "run_count": facts.run,
         "end": end,
-        **_withdrawn(facts),
     }
+    if facts.intent == "stop" and (facts.stop is None or facts.stop.why in OPERATORS):
+        changes |= NOT_WANTED
     row = context.store.update(
         seen.row.uuid,
         event=("ended", f'{{"state":"CONFIGURED","end":{end}}}'),
         told=State.CONFIGURED.value,
+        wait=wait,
         **changes,
     )
     failpoint("end.stored")
     noted = msgspec.structs.replace(
-        facts, state=State.CONFIGURED.value, intent=None, started_at=None, stop=None
+        facts, state=State.CONFIGURED.value, intent=None, started_at=None, stop=None, limits=None
     )
     boot.write_facts(context.paths, row.uuid, noted)
+    if facts.intent == "stop":
+        boot.finish(context.paths, row.uuid)
     return Observed(row, State.CONFIGURED, noted, seen.end)
-
-
-def _withdrawn(facts: Facts) -> Changes:
-    # A stop that an operator asked for ends the wish that it run; any other end does not.
-    asked = facts.stop is None or facts.stop.why in ("stop", "force")
-    if facts.intent == "stop" and asked:
-        return {"wanted": State.CONFIGURED.value, "retry": None}
-    return {}
 
 
 def _noted(context: Context, seen: Observed, state: State) -> Observed:
@@ -315,8 +324,11 @@ def _with_state(
     told = shown or state
     if seen.facts is None:
         raise AssertionError("only a configured instance has a state to correct")
-    facts = msgspec.structs.replace(seen.facts, state=state.value, intent=None)
+    facts = msgspec.structs.replace(
+        seen.facts, state=state.value, intent=None, stop=None, limits=None
+    )
     boot.write_facts(context.paths, seen.row.uuid, facts)
+    boot.finish(context.paths, seen.row.uuid)
     # Whoever began it did not live to tell.
     data = f'{{"state":"{told.value}"}}'
     context.store.note(seen.row.uuid, "settled", data, told=told.value)
@@ -357,14 +369,14 @@ def _after_run(context: Context, seen: Observed) -> Observed:
     return _with_state(context, Observed(seen.row, seen.state, running, None), State.RUNNING)
 
 
-def _after_scale(context: Context, seen: Observed) -> Observed:
-    if seen.facts is None:
-        raise AssertionError("SCALING stands in facts")
-    before = limits_of.decode(seen.row.limits)
+def _with_limits_before(context: Context, seen: Observed, text: str) -> Observed:
+    """Undo a scale that was interrupted: every limit is as it was before."""
+    row, before = seen.row, limits_of.decode(text)
     if before is not None:
         try:
-            context.cgroup(seen.row.uuid).apply(before)
+            context.cgroup(row.uuid).apply(before)
         except FileNotFoundError:
             pass  # Removed from outside: there is nothing to limit.
-    boot.end_scaling(context.paths, seen.row.uuid, seen.facts.run)
-    return _with_state(context, seen, State.RUNNING)
+    if row.limits != text:
+        row = context.store.update(row.uuid, limits=text)
+    return dataclasses.replace(seen, row=row)

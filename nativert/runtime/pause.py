@@ -21,9 +21,9 @@ def pause(context: Context, seen: Observed) -> Observed:
     """Freeze; the caller holds the lock. On a timeout everything runs again."""
     cgroup = context.cgroup(seen.row.uuid)
     try:
-        cgroup.freeze(_FREEZE_TIMEOUT_S)
+        populated = cgroup.freeze(_FREEZE_TIMEOUT_S)
         failpoint("pause.frozen")
-        if not cgroup.populated():
+        if not populated:
             # An empty cgroup freezes at once, and holds nobody.
             raise ProcessLookupError(
                 errno.ESRCH, "the application is not in its cgroup", cgroup.name

@@ -21,6 +21,8 @@ from nativert.runtime import execute, program, verdict
 from nativert.runtime.context import Context, descriptor_of
 from nativert.runtime.failpoints import failpoint
 from nativert.runtime.observe import (
+    NOT_WANTED,
+    OPERATORS,
     Observed,
     application_ended,
     ended_as_told,
@@ -30,6 +32,7 @@ from nativert.runtime.observe import (
 from nativert.runtime.users import User
 from nativert.store import boot
 from nativert.store.boot import Facts, StopFacts
+from nativert.store.disk import Saving
 from nativert.store.durable import Changes, Row
 
 # After SIGKILL a process ends as soon as it leaves the kernel; more than this is a stuck one.
@@ -188,16 +191,25 @@ def force(context: Context, seen: Observed) -> Observed:
 def _end(context: Context, seen: Observed, stop: StopFacts) -> Observed:
     row, facts = seen.row, _facts(seen)
     stopping = msgspec.structs.replace(facts, intent="stop", stop=stop)
-    boot.write_facts(context.paths, row.uuid, stopping)
+    boot.begin(context.paths, row.uuid, boot.Intent(run=facts.run, stop=stop))
     failpoint("stop.intent")
     told: Message | None = None
+    saving: Saving | None = None
+
+    def wish() -> None:
+        nonlocal row, saving
+        # That it is not wanted any more survives a power cut; how it ended need not.
+        if stop.why in OPERATORS:
+            row = context.store.update(row.uuid, wait=False, **NOT_WANTED)
+            saving = context.store.save()
+        failpoint("stop.wished")
 
     def late() -> None:
         nonlocal stopping
         killed = msgspec.structs.replace(stop, killed_at=time.time())
         stopping = msgspec.structs.replace(stopping, stop=killed)
         try:
-            boot.write_facts(context.paths, row.uuid, stopping)
+            boot.begin(context.paths, row.uuid, boot.Intent(run=facts.run, stop=killed))
         except OSError:
             pass  # Without room for it the verdict says less; it ends all the same.
 
@@ -205,7 +217,7 @@ def _end(context: Context, seen: Observed, stop: StopFacts) -> Observed:
         with context.kept_init(row.uuid) as channel:
             # A connection that follows may have the end in it at any moment, before an answer.
             if channel.follows or _follow(channel):
-                told = _signal_and_wait(context.cgroup(row.uuid), channel, stop, late)
+                told = _signal_and_wait(context.cgroup(row.uuid), channel, stop, wish, late)
     except (EOFError, ConnectionError, FileNotFoundError):
         pass  # Init is gone: what observe finds below.
     except (OSError, ReportedError) as e:
@@ -215,7 +227,13 @@ def _end(context: Context, seen: Observed, stop: StopFacts) -> Observed:
     if after is None:
         after = observe(context, row)
     if after.event is Event.APPLICATION_ENDED:
-        return application_ended(context, after, frozen=seen.state is State.PAUSED)
+        ended = application_ended(
+            context, after, frozen=seen.state is State.PAUSED, wait=saving is None
+        )
+        if saving is not None:
+            context.store.save()
+            _saved(row, saving)
+        return ended
     if after.event is Event.INIT_LOST:
         raise StepError(row.name, "stop", OSError(errno.ESRCH, "its init is gone"), code=Code.STOP)
     raise StepError(
@@ -227,19 +245,33 @@ def _end(context: Context, seen: Observed, stop: StopFacts) -> Observed:
     )
 
 
+def _saved(row: Row, saving: Saving) -> None:
+    try:
+        saving.wait()
+    except OSError as e:
+        raise StepError(row.name, "stop", e, code=Code.STOP) from e
+
+
 def _follow(channel: Channel) -> bool:
     status, _ = channel.call({"verb": "status", "follow": True})
     return bool(status["state"] != "idle")
 
 
 def _signal_and_wait(
-    cgroup: Cgroup, channel: Channel, stop: StopFacts, late: Callable[[], None]
+    cgroup: Cgroup,
+    channel: Channel,
+    stop: StopFacts,
+    wish: Callable[[], None],
+    late: Callable[[], None],
 ) -> Message | None:
-    """Return what init tells of the end, None if it does not come."""
+    """Return what init tells of the end, None if it does not come.
+
+    *wish* is called while the first signal does its work, *late* when the grace has run out.
+    """
     deadline = time.monotonic() + stop.grace_s
     if stop.signal != signal.SIGKILL:
         try:
-            if told := _signal(channel, {"signal": stop.signal}):
+            if told := _signal(channel, {"signal": stop.signal}, meanwhile=wish):
                 return told
         except ReportedError as e:
             if e.errno != errno.ESRCH:
@@ -248,7 +280,9 @@ def _signal_and_wait(
             return told
         late()
     channel.sock.settimeout(_KILL_TIMEOUT_S)
-    if told := _signal(channel, _KILL_ALL):
+    if told := _signal(
+        channel, _KILL_ALL, meanwhile=wish if stop.signal == signal.SIGKILL else None
+    ):
         return told
     # v1: where it is frozen the signal takes effect at the thaw; v2: it has already.
     cgroup.thaw()
@@ -258,9 +292,14 @@ def _signal_and_wait(
     return told
 
 
-def _signal(channel: Channel, message: dict[str, object]) -> Message | None:
+def _signal(
+    channel: Channel,
+    message: dict[str, object],
+    *,
+    meanwhile: Callable[[], None] | None = None,
+) -> Message | None:
     # The end, if that is what came: it may come before the answer.
-    answer, _ = channel.call({"verb": "signal", **message})
+    answer, _ = channel.call({"verb": "signal", **message}, meanwhile=meanwhile)
     return answer if answer.get("event") == "end" else None
 
 

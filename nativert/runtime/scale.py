@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
+import os
 import time
 from collections.abc import Mapping
+
+import msgspec
 
 from nativert.errors import Code, NativertError, StepError
 from nativert.fdu.states import State
@@ -33,24 +35,32 @@ def scale(
     if facts is None:
         raise AssertionError(f"{seen.state} without facts")
     before = limits_of.decode(row.limits) or Limits()
-    wanted = limits_of.changed(before, change)
+    wanted = limits_of.changed(before, change).rounded()
     context.driver.check(wanted)
     cgroup = context.cgroup(row.uuid)
-    shrinks = wanted.memory_max is not None and wanted.memory_max != before.memory_max
+    shrinks = wanted.memory_max is not None and (
+        before.memory_max is None or wanted.memory_max < before.memory_max
+    )
     if shrinks and not force:
         _refuse_under_working_set(row.name, cgroup, wanted.memory_max or 0)
-    boot.begin_scaling(context.paths, row.uuid, facts.run)
+    boot.begin(context.paths, row.uuid, boot.Intent(run=facts.run, limits=row.limits))
     try:
         failpoint("scale.intent")
         if shrinks and force:
             _reclaim(context, cgroup, before, wanted)
-        wanted = cgroup.apply(wanted, since=before)
-        failpoint("scale.applied")
-        row = context.store.update(row.uuid, limits=limits_of.encode(wanted))
+        # The disk works while the kernel is told, once its worker has been on this processor.
+        row = context.store.update(row.uuid, limits=limits_of.encode(wanted), wait=False)
+        saving = context.store.save()
+        os.sched_yield()
         failpoint("scale.stored")
-        boot.end_scaling(context.paths, row.uuid, facts.run)
+        applied = cgroup.apply(wanted, since=before)
+        failpoint("scale.applied")
+        saving.wait()
+        if applied != wanted:
+            row = context.store.update(row.uuid, limits=limits_of.encode(applied))
+        boot.finish(context.paths, row.uuid)
     except BaseException as e:
-        _scale_back(context, row, cgroup, before, facts.run)
+        _scale_back(context, row, cgroup, before)
         if isinstance(e, OSError):
             raise StepError(
                 row.name, "scale", e, code=Code.SCALE, hint="every limit is as it was before"
@@ -59,18 +69,18 @@ def scale(
     return Observed(row, State.RUNNING, facts, seen.end)
 
 
-def _scale_back(context: Context, row: Row, cgroup: Cgroup, before: Limits, run: int) -> None:
+def _scale_back(context: Context, row: Row, cgroup: Cgroup, before: Limits) -> None:
     try:
         if row.limits != limits_of.encode(before):
             context.store.update(row.uuid, limits=limits_of.encode(before))
         cgroup.apply(before)
-        boot.end_scaling(context.paths, row.uuid, run)
+        boot.finish(context.paths, row.uuid)
     except (OSError, NativertError):
         pass  # It reads as SCALING: the next look writes the limits again.
 
 
 def _refuse_under_working_set(name: str, cgroup: Cgroup, memory_max: int) -> None:
-    used = cgroup.working_set_bytes()
+    used = cgroup.working_set_bytes(above=memory_max)
     if used > memory_max:
         raise NativertError(
             f"{name}: cannot scale memory to {memory_max / _MIB:.1f} MiB:"
@@ -82,7 +92,7 @@ def _refuse_under_working_set(name: str, cgroup: Cgroup, memory_max: int) -> Non
 
 def _reclaim(context: Context, cgroup: Cgroup, before: Limits, wanted: Limits) -> None:
     # memory.high slows the application down and reclaims; memory.max at once would kill.
-    gentle = dataclasses.replace(before, memory_high=wanted.memory_max)
+    gentle = msgspec.structs.replace(before, memory_high=wanted.memory_max)
     try:
         context.driver.check(gentle)
     except UnenforceableError:

@@ -6,6 +6,7 @@ reboot, which the boot id in each file shows.
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 from collections.abc import Callable
@@ -14,14 +15,15 @@ from typing import Annotated, Final, Literal, TypeVar
 
 import msgspec
 
+from nativert.fdu.known import known
 from nativert.store import files
 from nativert.store.paths import Paths
 
 FACTS = "boot.json"
 EXIT = "exit.json"
-# With the number of a run: there while its limits are being changed. One call makes it, where
-# new facts are five.
-SCALING: Final = "scaling"
+# What was begun on a running application and is not finished: a symbolic link that leads
+# nowhere and has it in its target. One call makes it, where new facts are five.
+INTENT: Final = "intent"
 # Those in which an instance has something of this boot. Another word is damage.
 _STATES: Final = "^(DEFINED|CONFIGURED|RUNNING|PAUSED|SCALING)$"
 
@@ -63,11 +65,23 @@ class StopFacts(msgspec.Struct, frozen=True, kw_only=True):
     note: str = ""
 
 
+class Intent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What was begun on the application of *run*: its stop, or other limits.
+
+    `limits` are those before, as the store has them.
+    """
+
+    run: int
+    stop: StopFacts | None = None
+    limits: str | None = None
+
+
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """What the runtime knows of one configured instance.
 
     `init_start` is in clock ticks since boot, `started_at` in seconds since the epoch.
-    `intent` names the operation that was begun and not finished.
+    `intent` names the operation that was begun and not finished; `stop` and `limits` come from
+    the `Intent` where there is one.
     """
 
     boot_id: str
@@ -84,6 +98,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     cgroup: str = ""
     details: dict[str, object] = {}
     stop: StopFacts | None = None
+    limits: str | None = None
 
 
 class Asked(msgspec.Struct, frozen=True):
@@ -159,25 +174,54 @@ def read_facts(paths: Paths, uuid: str) -> Facts | None:
     facts = _read(f"{directory}/{FACTS}", Facts, files.read_replaced)
     if facts is None or facts.boot_id != boot_id():
         return None
-    if facts.state == "RUNNING" and os.path.lexists(f"{directory}/{SCALING}.{facts.run}"):
-        return msgspec.structs.replace(facts, state="SCALING")
-    return facts
+    begun = _read_intent(f"{directory}/{INTENT}") if facts.state == "RUNNING" else None
+    if begun is None or begun.run != facts.run:
+        return facts
+    if begun.stop is not None:
+        return msgspec.structs.replace(facts, intent="stop", stop=begun.stop)
+    return msgspec.structs.replace(facts, state="SCALING", limits=begun.limits)
 
 
-def begin_scaling(paths: Paths, uuid: str, run: int) -> None:
-    """Have a RUNNING instance read as SCALING, until `end_scaling`; the caller holds the lock."""
+def begin(paths: Paths, uuid: str, intent: Intent) -> None:
+    """Have everybody see what is begun on a RUNNING instance; the caller holds the lock.
+
+    Until `finish`, or until its facts say that the run has ended.
+    """
+    path = f"{paths.instance_run(uuid)}/{INTENT}"
+    target = msgspec.json.encode(intent)
     try:
-        os.symlink(FACTS, f"{paths.instance_run(uuid)}/{SCALING}.{run}")
+        os.symlink(target, path)
     except FileExistsError:
-        pass  # Whoever made it did not live to remove it.
+        # Of a run that has ended, or of who did not live to finish.
+        os.unlink(path)
+        os.symlink(target, path)
+    except OSError as e:
+        if e.errno != errno.ENAMETOOLONG:
+            raise
+        files.replace(path, target)  # The limits of some sixty devices.
 
 
-def end_scaling(paths: Paths, uuid: str, run: int) -> None:
-    """End what `begin_scaling` began; safe twice."""
+def finish(paths: Paths, uuid: str) -> None:
+    """End what `begin` began; safe twice."""
     try:
-        os.unlink(f"{paths.instance_run(uuid)}/{SCALING}.{run}")
+        os.unlink(f"{paths.instance_run(uuid)}/{INTENT}")
     except FileNotFoundError:
         pass
+
+
+def _read_intent(path: str) -> Intent | None:
+    try:
+        data = os.fsencode(os.readlink(path))
+    except FileNotFoundError:
+        return None
+    except OSError as e:
+        if e.errno != errno.EINVAL:
+            raise
+        return _read(path, Intent, files.decode)
+    try:
+        return msgspec.json.decode(data, type=known(Intent))
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None  # Not ours: whatever was begun is found by what it has changed.
 
 
 def read_exit(paths: Paths, uuid: str) -> ExitFacts | None:
@@ -190,7 +234,7 @@ def read_exit(paths: Paths, uuid: str) -> ExitFacts | None:
     return facts if facts is not None and facts.boot_id == boot_id() else None
 
 
-_T = TypeVar("_T", Facts, ExitFacts)
+_T = TypeVar("_T", Facts, Intent, ExitFacts)
 
 
 def _read(path: str, kind: type[_T], decode: Callable[..., _T]) -> _T | None:

@@ -198,17 +198,21 @@ class Store(Fences, Catalog):
         event: tuple[str, str] | None = None,
         told: str | None = None,
         fence: Fence | None = None,
+        wait: bool = True,
         **changes: Unpack[Changes],
     ) -> Row:
         """Change columns of one instance, and add *event* (kind, JSON), in one commit.
 
         *told* is the state that the event tells, *fence* the migration that the change belongs
-        to. Raises UnknownInstanceError.
+        to. Without *wait* it survives a power cut only when `save` has finished. Raises
+        UnknownInstanceError.
         """
         unknown = changes.keys() - Changes.__annotations__.keys()
         if unknown:
             raise TypeError(f"no such column to update: {', '.join(sorted(unknown))}")
-        return self._with_reserve(lambda: self._update(uuid, event, told, fence, changes))
+        return self._with_reserve(
+            lambda: self._update(uuid, event, told, fence, changes, wait=wait)
+        )
 
     def _update(
         self,
@@ -217,16 +221,23 @@ class Store(Fences, Catalog):
         told: str | None,
         fence: Fence | None,
         changes: Changes,
+        *,
+        wait: bool,
     ) -> Row:
-        assignments = "".join(f'"{column}" = ?, ' for column in changes)
-        with self._transaction() as connection:
+        assignments = "".join([f'"{column}" = ?, ' for column in changes])
+        values = [*changes.values(), boot_id(), uuid]
+        if told is not None:
+            # With what it is about, and not a statement later.
+            assignments += '"told" = ?, '
+            values.insert(-2, told)
+        with self._transaction(wait=wait) as connection:
             changed = connection.execute(
                 f"UPDATE instances SET {assignments} boot_id = ? WHERE uuid = ?",  # noqa: S608
-                (*changes.values(), boot_id(), uuid),
+                values,
             )
             if changed.rowcount == 0:
                 raise UnknownInstanceError(uuid)
-            self._append(connection, uuid, event, told)
+            self._append(connection, uuid, event)
             raise_fence(connection, uuid, fence)
             known = self._known(connection).get(uuid)
             if known is None:

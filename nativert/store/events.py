@@ -52,7 +52,7 @@ def append(connection: sqlite3.Connection, pending: Iterable[Pending], *, keep: 
             connection.execute(
                 "UPDATE instances SET told = ? WHERE uuid = ?", (event.told, event.instance)
             )
-    if last:
+    if last > keep:
         connection.execute("DELETE FROM events WHERE seq <= ?", (last - keep,))
     return last
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final, Self, TypeVar
 
 from nativert.errors import NativertError
 from nativert.store import database, events, reserve
+from nativert.store.disk import Disk, Saving
 from nativert.store.events import MAX_EVENTS, Outbox, Pending
 from nativert.store.paths import Paths
 from nativert.store.rows import Event
@@ -32,6 +33,8 @@ class Journal:
         self._committed = threading.Condition()
         self._commits = 0
         self._connection = database.connect(self._path, lock=paths.run / "store.lock")
+        self._full = True
+        self._disk = Disk(self._path.with_name(f"{self._path.name}-wal"))
 
     def close(self) -> None:
         """Write the events that wait and close the file; safe to call again."""
@@ -40,8 +43,13 @@ class Journal:
             self.flush()
         except NativertError:
             pass  # No room for them: the next agent's look says what they would have said.
+        self._disk.close()
         with self._mutex, database.typed_errors(self._path):
             self._connection.close()
+
+    def save(self) -> Saving:
+        """Have the disk take what was committed without waiting for it; see `_transaction`."""
+        return self._disk.save()
 
     def __enter__(self) -> Self:
         return self
@@ -134,9 +142,15 @@ class Journal:
             yield self._connection
 
     @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
+    def _transaction(self, *, wait: bool = True) -> Iterator[sqlite3.Connection]:
+        """Begin, and commit at the end of the block.
+
+        Without *wait* the commit is everybody's to see and survives every process, and a
+        power cut only after `save` or the next commit that waits.
+        """
         connection = self._connection
         with self._mutex, database.typed_errors(self._path):
+            self._synchronous(full=wait)
             # IMMEDIATE: a transaction that starts by reading cannot always become a writer.
             connection.execute("BEGIN IMMEDIATE")
             waiting = self._outbox.take()
@@ -157,6 +171,13 @@ class Journal:
             self._commits += 1
             self._committed.notify_all()
 
+    def _synchronous(self, *, full: bool) -> None:
+        # With a write-ahead log NORMAL is FULL without the fdatasync of each commit.
+        if self._full != full:
+            mode = "FULL" if full else "NORMAL"
+            self._connection.execute(f"PRAGMA synchronous = {mode}")
+            self._full = full
+
     def _rolled_back(self) -> None:
         """Forget what was kept of a transaction that did not happen."""
 
@@ -165,9 +186,8 @@ class Journal:
         connection: sqlite3.Connection,
         instance: str,
         event: tuple[str, str] | None,
-        told: str | None = None,
     ) -> int:
         if event is None:
             return 0
-        pending = Pending(time.time(), instance, *event, told)
+        pending = Pending(time.time(), instance, *event, None)
         return events.append(connection, [pending], keep=MAX_EVENTS)

@@ -8,12 +8,12 @@ import re
 import signal
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import scale
 from cgroup_members import DRIVERS, make_driver, member, prepared, python, until
+from msgspec.structs import replace
 
 from nativert.isolation.cgroups.driver import Cgroup, Driver, UnenforceableError
 from nativert.isolation.cgroups.limits import IoLimit, Limits

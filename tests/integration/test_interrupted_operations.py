@@ -6,6 +6,7 @@ import signal
 from pathlib import Path
 
 import pytest
+import scale
 from aftermath import (
     MIB,
     OPERATIONS,
@@ -30,6 +31,7 @@ SETTLED_AFTER_KILL = {
     "define.stored": "DEFINED",
     "run.started": "RUNNING",
     "run.noted": "RUNNING",
+    "stop.wished": "CONFIGURED",
     "stop.ended": "CONFIGURED",
     "end.stored": "CONFIGURED",
     "pause.frozen": "PAUSED",
@@ -42,6 +44,7 @@ SETTLED_AFTER_KILL = {
     "undefine.stored": "",
 }
 SETTLED_AFTER_FAILURE = {
+    "stop.wished": "CONFIGURED",
     "stop.ended": "CONFIGURED",
     "end.stored": "CONFIGURED",
     "clean.stored": "DEFINED",
@@ -70,6 +73,8 @@ def test_a_killed_operation_is_settled_by_the_next_command(
 
     assert operate_in_a_child(root, verb, ref, f"{point}=kill", **arguments) == -signal.SIGKILL
 
+    if point == "stop.wished":
+        node.wait(uuid, timeout_s=scale.LONG_S)  # Its signal had been sent.
     found = {instance.name: instance for instance in node.list()}
     state = SETTLED_AFTER_KILL.get(point, before)
     if verb == "define":
@@ -93,10 +98,9 @@ def test_a_killed_operation_is_settled_by_the_next_command(
     if state == "RUNNING":
         assert found["app"].pid is not None
         assert process.start_time(found["app"].pid)
-        limit = 96 * MIB if point == "scale.stored" else 64 * MIB
         cgroup = driver(root).open(noted["cgroup"])
-        assert cgroup.read().memory_max == limit
-        assert node.stats([uuid])[0].memory_max == limit
+        assert cgroup.read().memory_max == 64 * MIB
+        assert node.stats([uuid])[0].memory_max == 64 * MIB
         assert not cgroup.frozen()
     live_on(node, uuid)
 
@@ -116,6 +120,8 @@ def test_a_failed_operation_leaves_the_state_it_came_from(
     finally:
         failpoints.arm("")
     assert point in str(failure.value)
+    if point == "stop.wished":
+        node.wait(uuid, timeout_s=scale.LONG_S)  # Its signal had been sent.
     state = SETTLED_AFTER_FAILURE.get(point, before)
     assert node.get(uuid).state == state
     if state == "DEFINED":

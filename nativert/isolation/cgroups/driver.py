@@ -66,8 +66,8 @@ class Cgroup(Protocol):
         """Return the limits in force; a default weight and a full cpuset read as None."""
         ...
 
-    def freeze(self, timeout_s: float) -> None:
-        """Stop all processes; on TimeoutError they run again."""
+    def freeze(self, timeout_s: float) -> bool:
+        """Stop all processes, and tell whether there are any; on TimeoutError they run again."""
         ...
 
     def thaw(self, timeout_s: float = 5.0) -> None:
@@ -90,8 +90,11 @@ class Cgroup(Protocol):
         """Whether a live process is in the cgroup or below it."""
         ...
 
-    def working_set_bytes(self) -> int:
-        """Return its memory without the inactive page cache, which the kernel gives back."""
+    def working_set_bytes(self, *, above: int = 0) -> int:
+        """Return its memory without the inactive page cache, which the kernel gives back.
+
+        0 where that is not *above* anyway.
+        """
         ...
 
     def usage(self) -> Usage:

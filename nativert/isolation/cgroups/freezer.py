@@ -39,18 +39,18 @@ class UnifiedFreezer:
         """Ask for a state without waiting for it."""
         files.write(self._switch, "1" if frozen else "0")
 
-    def reach(self, *, frozen: bool, timeout_s: float) -> bool:
-        """Ask for a state and wait for it; False when the time is over."""
+    def reach(self, *, frozen: bool, timeout_s: float) -> bytes | None:
+        """Ask for a state, wait for it, and return cgroup.events; None when the time is over."""
         fd = os.open(self._events, os.O_RDONLY | os.O_CLOEXEC)
         try:
             self.request(frozen=frozen)
             wanted = b"\nfrozen 1" if frozen else b"\nfrozen 0"
-            if wanted in files.read_kept(fd):
-                return True  # Thawing, and an empty cgroup, take no time.
+            if wanted in (events := files.read_kept(fd)):
+                return events  # Thawing, and an empty cgroup, take no time.
             poll = select.poll()
             poll.register(fd, select.POLLPRI)
             return _wait(
-                lambda: wanted in files.read_kept(fd),
+                lambda: events if wanted in (events := files.read_kept(fd)) else None,
                 timeout_s,
                 pause=lambda: poll.poll(_POLL_SLICE_MS),
             )
@@ -75,15 +75,15 @@ class LegacyFreezer:
         """Ask for a state without waiting for it."""
         files.write(self._state, "FROZEN" if frozen else "THAWED")
 
-    def reach(self, *, frozen: bool, timeout_s: float) -> bool:
-        """Ask for a state and wait for it; False when the time is over."""
+    def reach(self, *, frozen: bool, timeout_s: float) -> bytes | None:
+        """Ask for a state, wait for it, and return it; None when the time is over."""
         self.request(frozen=frozen)
         wanted = b"FROZEN" if frozen else b"THAWED"
         fd = os.open(self._state, os.O_RDONLY | os.O_CLOEXEC)
         try:
             # There is no notification; the read itself makes the kernel look again.
             return _wait(
-                lambda: files.read_kept(fd).strip() == wanted,
+                lambda: wanted if files.read_kept(fd).strip() == wanted else None,
                 timeout_s,
                 pause=lambda: time.sleep(_V1_SLEEP_S),
             )
@@ -94,28 +94,35 @@ class LegacyFreezer:
 Freezer = UnifiedFreezer | LegacyFreezer
 
 
-def freeze(freezer: Freezer, timeout_s: float) -> None:
-    """Freeze, or thaw again and raise TimeoutError: never leave half of them stopped."""
-    if not freezer.reach(frozen=True, timeout_s=timeout_s):
+def freeze(freezer: Freezer, timeout_s: float) -> bool | None:
+    """Freeze, or thaw again and raise TimeoutError: never leave half of them stopped.
+
+    Returns whether a process is in the cgroup, None where the freezer does not tell.
+    """
+    reached = freezer.reach(frozen=True, timeout_s=timeout_s)
+    if reached is None:
         freezer.request(frozen=False)
         raise TimeoutError(f"cannot freeze within {timeout_s:g} s: a process does not stop")
+    return b"populated 1" in reached if isinstance(freezer, UnifiedFreezer) else None
 
 
 def thaw(freezer: Freezer, timeout_s: float) -> None:
     """Thaw; TimeoutError if the kernel does not report it in time."""
-    if not freezer.reach(frozen=False, timeout_s=timeout_s):
+    if freezer.reach(frozen=False, timeout_s=timeout_s) is None:
         raise TimeoutError(f"cannot thaw within {timeout_s:g} s")
 
 
-def _wait(reached: Callable[[], bool], timeout_s: float, *, pause: Callable[[], object]) -> bool:
+def _wait(
+    reached: Callable[[], bytes | None], timeout_s: float, *, pause: Callable[[], object]
+) -> bytes | None:
     start = time.monotonic()
     # Reading comes first: most often the state is reached before anyone could notify.
-    while not reached():
+    while (found := reached()) is None:
         elapsed = time.monotonic() - start
         if elapsed >= timeout_s:
-            return False
+            return None
         if elapsed < _YIELD_S:
             os.sched_yield()
         else:
             pause()
-    return True
+    return found

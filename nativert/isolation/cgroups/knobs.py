@@ -6,14 +6,15 @@ rolling back and reading back.
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
 from typing import Final, NamedTuple, Protocol, TypeVar
+
+from msgspec.structs import replace
 
 from nativert.isolation.cgroups.limits import Limits
 
 V = TypeVar("V")
 
-EVERY: Final = frozenset(field.name for field in fields(Limits))
+EVERY: Final = frozenset(Limits.__struct_fields__)
 # Their files depend on each other.
 MEMORY_FIELDS: Final = frozenset({"memory_max", "memory_high", "memory_swap"})
 
@@ -45,6 +46,10 @@ class Knobs(Protocol[V]):
         """Return what must be written to reach *limits*, in an order the kernel accepts."""
         ...
 
+    def exact(self, knob: Knob) -> bool:
+        """Tell whether the kernel keeps what is written, so that it need not be read back."""
+        ...
+
     def get(self, knob: Knob) -> V:
         """Read one knob."""
         ...
@@ -64,6 +69,7 @@ def apply(knobs: Knobs[V], limits: Limits, *, since: Limits | None = None) -> Li
     With *since*, the limits in force, only what differs from them is looked at. The kernel's
     refusal is raised again after the rollback; what could not be rolled back is among its notes.
     """
+    limits = limits.rounded()
     which = EVERY if since is None else _different(limits, since)
     before = knobs.snapshot(which) if since is None else knobs.assume(since, which)
     touched: list[Knob] = []
@@ -77,6 +83,8 @@ def apply(knobs: Knobs[V], limits: Limits, *, since: Limits | None = None) -> Li
     except OSError as error:
         _restore(knobs, touched, before, error)
         raise
+    if all(map(knobs.exact, touched)):
+        return limits
     after = before | {knob: knobs.get(knob) for knob in dict.fromkeys(touched)}
     read = _settle(knobs.limits(after), limits)
     return replace(limits, **{field: getattr(read, field) for field in which})

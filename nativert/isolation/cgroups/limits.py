@@ -5,11 +5,18 @@ Plain data only: the drivers turn it into interface files and back.
 
 from __future__ import annotations
 
+import resource
 from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+
+from nativert.isolation.cgroups import quota
+
+_PAGE: Final = resource.getpagesize()
 
 
-@dataclass(frozen=True, slots=True)
-class IoLimit:
+class IoLimit(msgspec.Struct, frozen=True):
     """Throttling of one block device ("major:minor", a whole disk); None = no limit.
 
     Bytes and operations per second. On v1 the kernel throttles reads and direct or
@@ -23,8 +30,7 @@ class IoLimit:
     wiops: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(msgspec.Struct, frozen=True):
     """Every limit of one cgroup; None = no limit, or the kernel's default."""
 
     cpu_max: float | None = None
@@ -42,6 +48,17 @@ class Limits:
     pids_max: int | None = None
     """Tasks, threads included."""
     io: tuple[IoLimit, ...] = ()
+
+    def rounded(self) -> Limits:
+        """Return what the kernel makes of them: pages, and whole microseconds of a period."""
+        changes: dict[str, object] = {}
+        if self.cpu_max is not None:
+            changes["cpu_max"] = quota.to_cores(*quota.from_cores(self.cpu_max))
+        for name in ("memory_max", "memory_high", "memory_swap"):
+            value = getattr(self, name)
+            if value is not None:
+                changes[name] = value - value % _PAGE
+        return msgspec.structs.replace(self, **changes)
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,9 +50,10 @@ class V1Cgroup:
         """Return the limits in force; the default weight and full cpuset read as None."""
         return self._knobs.limits(self._knobs.snapshot())
 
-    def freeze(self, timeout_s: float) -> None:
-        """Stop all processes; on TimeoutError they run again."""
-        freezer.freeze(self._freezer, timeout_s)
+    def freeze(self, timeout_s: float) -> bool:
+        """Stop all processes, and tell whether there are any; on TimeoutError they run again."""
+        populated = freezer.freeze(self._freezer, timeout_s)
+        return self.populated() if populated is None else populated
 
     def thaw(self, timeout_s: float = 5.0) -> None:
         """Let all processes run; TimeoutError if the kernel does not report it in time."""
@@ -74,9 +75,12 @@ class V1Cgroup:
         """Whether a live process is in the cgroup or below it."""
         return bool(self.pids())
 
-    def working_set_bytes(self) -> int:
-        """Return its memory without the inactive page cache, which the kernel gives back."""
-        return v1_usage.working_set_bytes(self._directories)
+    def working_set_bytes(self, *, above: int = 0) -> int:
+        """Return its memory without the inactive page cache, which the kernel gives back.
+
+        0 where that is not *above* anyway.
+        """
+        return v1_usage.working_set_bytes(self._directories, above)
 
     def usage(self) -> Usage:
         """Return all counters, once."""

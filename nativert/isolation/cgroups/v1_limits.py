@@ -1,8 +1,9 @@
 """The v1 interface files that carry limits.
 
-cpu, cpuset and memory go through cgroupspy's typed controller objects, each made for one
-path. cgroupspy has no pids controller and misspells two of the four throttle files, so
-those are written directly.
+cpu, cpuset and memory are read through cgroupspy's typed controller objects, each made for
+one path, and cpuset is written so. cgroupspy has no pids controller and misspells two of the
+four throttle files; and it opens files as text, which makes a number four times as long to
+write as it must be.
 """
 
 from __future__ import annotations
@@ -92,6 +93,7 @@ class V1Knobs:
     def __init__(self, directories: Mapping[str, str]) -> None:
         self._directories = directories
         self._controllers: dict[str, Any] = {}
+        self._there: set[Knob] = set()
 
     def snapshot(self, which: frozenset[str] = EVERY) -> dict[Knob, Value]:
         """Read the limits of *which* fields; FileNotFoundError if the cgroup does not exist."""
@@ -135,8 +137,18 @@ class V1Knobs:
             for knob, value in values.items()
             if knob in wanted
             and knob.file.partition(".")[0] in self._directories
-            and (knob not in _OPTIONAL or os.path.exists(self._path(knob)))
+            and (knob not in _OPTIONAL or self._exists(knob))
         }
+
+    def _exists(self, knob: Knob) -> bool:
+        # What this kernel has once it has always.
+        if knob not in self._there and os.path.exists(self._path(knob)):
+            self._there.add(knob)
+        return knob in self._there
+
+    def exact(self, knob: Knob) -> bool:
+        """Whether a value reads as it was written: all but shares, CPU lists and devices."""
+        return not knob.device and knob not in (SHARES, CPUS)
 
     def get(self, knob: Knob) -> Value:
         """Read one limit; None = no limit."""
@@ -158,6 +170,8 @@ class V1Knobs:
             files.write(self._path(knob), f"{knob.device} {value or 0}")
         elif knob == PIDS:
             files.write(self._path(knob), "max" if value is None else str(value))
+        elif knob != CPUS:
+            files.write(self._path(knob), "-1" if value is None else str(value))
         else:
             controller, attribute = _TYPED[knob]
             try:

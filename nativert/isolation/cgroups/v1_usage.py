@@ -74,12 +74,17 @@ class V1Sampler:
         self._counters.close()
 
 
-def working_set_bytes(directories: Mapping[str, str]) -> int:
-    """Return the memory that the kernel does not give back on demand; OSError without a cgroup."""
+def working_set_bytes(directories: Mapping[str, str], above: int = 0) -> int:
+    """Return the memory that the kernel does not give back on demand, 0 if not *above*.
+
+    OSError without a cgroup.
+    """
     directory = directories.get("memory")
     if directory is None:
         return 0
     memory = int(files.read(f"{directory}/memory.usage_in_bytes"))
+    if memory <= above:
+        return 0
     return _working_set(memory, files.read(f"{directory}/memory.stat").encode())
 
 

@@ -44,9 +44,10 @@ class V2Cgroup:
         """Return the limits in force; the default weight and full cpuset read as None."""
         return self._knobs.limits(self._knobs.snapshot())
 
-    def freeze(self, timeout_s: float) -> None:
-        """Stop all processes; on TimeoutError they run again."""
-        freezer.freeze(self._freezer, timeout_s)
+    def freeze(self, timeout_s: float) -> bool:
+        """Stop all processes, and tell whether there are any; on TimeoutError they run again."""
+        populated = freezer.freeze(self._freezer, timeout_s)
+        return self.populated() if populated is None else populated
 
     def thaw(self, timeout_s: float = 5.0) -> None:
         """Let all processes run; TimeoutError if the kernel does not report it in time."""
@@ -68,11 +69,14 @@ class V2Cgroup:
         """Whether a live process is in the cgroup or below it."""
         return "populated 1" in (files.read_optional(f"{self._directory}/cgroup.events") or "")
 
-    def working_set_bytes(self) -> int:
-        """Return its memory without the inactive page cache, which the kernel gives back."""
+    def working_set_bytes(self, *, above: int = 0) -> int:
+        """Return its memory without the inactive page cache, which the kernel gives back.
+
+        0 where that is not *above* anyway.
+        """
         sampler = self.sampler()
         try:
-            return sampler.working_set_bytes()
+            return sampler.working_set_bytes(above)
         finally:
             sampler.close()
 

@@ -59,6 +59,10 @@ class V2Knobs:
             return self._throttled().get(knob.device, _IO_FREE)
         return files.read(self._path(knob))
 
+    def exact(self, knob: Knob) -> bool:
+        """Whether a value reads as it was written: all but CPU lists and devices."""
+        return not knob.device and knob != CPUS
+
     def set(self, knob: Knob, value: str) -> None:
         """Write one limit; OSError with path, value and reason if the kernel refuses."""
         text = f"{knob.device} {value}" if knob.device else value

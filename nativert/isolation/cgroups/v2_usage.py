@@ -58,9 +58,11 @@ class V2Sampler:
             oom_kills=field(read("oom"), b"oom_kill") or 0,
         )
 
-    def working_set_bytes(self) -> int:
-        """Return the memory that the kernel does not give back on demand."""
+    def working_set_bytes(self, above: int = 0) -> int:
+        """Return the memory that the kernel does not give back on demand, 0 if not *above*."""
         memory = self._counters.number("memory") or 0
+        if memory <= above:
+            return 0
         return _working_set(memory, self._counters.read("memory_stat"))
 
     def close(self) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import errno
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from fake_cgroupfs import FakeCgroupfs
+from msgspec.structs import replace
 
 from nativert.errors import Code
 from nativert.isolation.cgroups import detect

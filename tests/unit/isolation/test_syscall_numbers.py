@@ -25,9 +25,11 @@ HEADERS = (
     ("sched.h", "fcntl.h", "sys/mount.h", "sys/prctl.h", "sys/inotify.h"),
     (
         "linux/sched.h", "linux/fcntl.h", "linux/mount.h", "linux/openat2.h", "linux/prctl.h",
-        "linux/seccomp.h", "linux/capability.h", "linux/close_range.h",
+        "linux/seccomp.h", "linux/capability.h", "linux/close_range.h", "linux/aio_abi.h",
     ),
 )  # fmt: skip
+# Constants of an enum, which the preprocessor does not list.
+ENUMS = {"linux/aio_abi.h": ("IOCB_CMD_FDSYNC",)}
 
 
 @pytest.mark.parametrize("machine", syscalls.NUMBERS)
@@ -71,6 +73,7 @@ def test_constants_are_the_headers() -> None:
         assert macros.returncode == 0, macros.stderr
         # One of them begins with "_" in the header: _LINUX_CAPABILITY_VERSION_3.
         known = re.findall(r"^#define (\w+) ", macros.stdout, flags=re.MULTILINE)
+        known += [name for header in headers for name in ENUMS.get(header, ())]
         spelled = {name.removeprefix("_"): name for name in known}
         asserts = "".join(
             f'_Static_assert((long long)({spelled[name]}) == {value}LL, "{name}");\n'

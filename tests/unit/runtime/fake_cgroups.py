@@ -32,9 +32,10 @@ class Cgroup:
         self._host.cgroups[self.name] = limits
         return limits
 
-    def freeze(self, timeout_s: float) -> None:
+    def freeze(self, timeout_s: float) -> bool:
         self._there("freeze")
         self._host.frozen.add(self.name)
+        return self._application() is not None
 
     def thaw(self, timeout_s: float = 5.0) -> None:
         self._there("thaw")
@@ -70,7 +71,7 @@ class Cgroup:
             io_read_bytes=0, io_write_bytes=0, oom_kills=0,
         )  # fmt: skip
 
-    def working_set_bytes(self) -> int:
+    def working_set_bytes(self, *, above: int = 0) -> int:
         return self.usage().working_set_bytes
 
     def pressure(self) -> Pressure:
