@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import msgspec
 
 from nativert.cli import output
 from nativert.errors import Code, NativertError
@@ -26,8 +26,7 @@ if TYPE_CHECKING:
 _DESCRIPTOR_READ_LIMIT = 16 << 20
 
 
-@dataclass
-class Session:
+class Session(msgspec.Struct):
     """The global options of one command."""
 
     root: Path | None = None

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import errno
 import signal
-from dataclasses import dataclass
 
 import click
+import msgspec
 
 from nativert.cli.interrupts import Interrupted
 from nativert.errors import Code, NativertError, StepError
@@ -15,8 +15,7 @@ from nativert.errors import Code, NativertError, StepError
 AFTER_START = 125
 
 
-@dataclass(frozen=True, slots=True)
-class Failure:
+class Failure(msgspec.Struct, frozen=True):
     """One line on stderr; `code` is a word of `errors.Code` or of `views.End.reason`."""
 
     code: str

@@ -13,16 +13,18 @@ import select
 import signal
 import socket
 import struct
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 from nativert.launcher import failpoints, protocol
 from nativert.launcher.protocol import Message
+
+if TYPE_CHECKING:
+    import subprocess
 
 _TIMEOUT_S: Final = 40.0
 _START_TIMEOUT_S: Final = 15.0
@@ -218,6 +220,8 @@ class LauncherClient:
             return channel
 
     def _start(self) -> bool:
+        import subprocess  # Only who starts a launcher needs it.
+
         # Executed, never forked: a client may have threads, and fork costs by its size.
         # Its imports are found as ours were, without the site machinery.
         server = "from nativert.launcher.server import main; main()"

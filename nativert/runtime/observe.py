@@ -7,9 +7,7 @@ operation that its process did not live to finish.
 
 from __future__ import annotations
 
-import dataclasses
 import os
-from dataclasses import dataclass
 from typing import Final
 
 import msgspec
@@ -37,8 +35,7 @@ OPERATORS: Final = ("stop", "force")
 NOT_WANTED: Final[Changes] = {"wanted": State.CONFIGURED.value, "retry": None}
 
 
-@dataclass(frozen=True, slots=True)
-class Observed:
+class Observed(msgspec.Struct, frozen=True):
     """One look at an instance. `event` has happened and is not yet noted."""
 
     row: Row
@@ -57,7 +54,7 @@ def observe(context: Context, row: Row) -> Observed:
 def _on_its_way(seen: Observed, moving: str) -> Observed:
     from nativert.runtime.migration.phases import shown
 
-    return dataclasses.replace(seen, state=shown(seen.state, moving))
+    return msgspec.structs.replace(seen, state=shown(seen.state, moving))
 
 
 def look_here(context: Context, row: Row) -> Observed:
@@ -252,7 +249,7 @@ def settle_here(context: Context, row: Row) -> Observed:
     if facts.intent == "stop" and facts.stop is not None and facts.stop.why in OPERATORS:
         # The operator's command has ended and the application has not: it is told as running.
         row = context.store.update(row.uuid, wanted=State.RUNNING.value)
-        seen = dataclasses.replace(seen, row=row)
+        seen = msgspec.structs.replace(seen, row=row)
     if facts.intent is not None:
         return _with_state(context, seen, State(facts.state), shown=seen.state)
     return seen
@@ -362,7 +359,7 @@ def _after_run(context: Context, seen: Observed) -> Observed:
     if status["state"] == "idle" or status.get("run") != facts.run:
         if seen.row.desired != State.CONFIGURED.value:
             row = context.store.update(seen.row.uuid, desired=State.CONFIGURED.value)
-            seen = dataclasses.replace(seen, row=row)
+            seen = msgspec.structs.replace(seen, row=row)
         return _with_state(context, seen, State.CONFIGURED)
     details = facts.details | {"pid": status.get("host_pid"), "start": status["start"]}
     running = msgspec.structs.replace(facts, started_at=status["started_at"], details=details)
@@ -379,4 +376,4 @@ def _with_limits_before(context: Context, seen: Observed, text: str) -> Observed
             pass  # Removed from outside: there is nothing to limit.
     if row.limits != text:
         row = context.store.update(row.uuid, limits=text)
-    return dataclasses.replace(seen, row=row)
+    return msgspec.structs.replace(seen, row=row)

@@ -12,7 +12,7 @@ from typing import Any, Final, Literal, NamedTuple
 from nativert.errors import Code, NativertError
 from nativert.fdu.descriptor import Descriptor
 from nativert.launcher.plan import Program
-from nativert.runtime import beneath, diagnosis_elf
+from nativert.runtime import beneath
 from nativert.runtime.root import SHOWN
 from nativert.runtime.users import User
 
@@ -112,6 +112,8 @@ def check(descriptor: Descriptor, binary: str, image: Path | None, data: Path) -
                 code=Code.NOT_EXECUTABLE,
                 hint=f"chmod +x {source}" if regular and not barred else "",
             )
+        from nativert.runtime import diagnosis_elf
+
         built = diagnosis_elf.machine(beneath.head(fd, 20) or b"")
         if built is not None and not built.native:
             from nativert.runtime.diagnosis import wrong_machine

@@ -6,16 +6,16 @@ The node brings its own for all of them; a plugin may bring others.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
+
+import msgspec
 
 # Called with the bytes received so far and the whole length, None where the server does not say.
 Progress = Callable[[int, int | None], None]
 
 
-@dataclass(frozen=True, slots=True)
-class InterfaceRequest:
+class InterfaceRequest(msgspec.Struct, frozen=True):
     """One interface that an instance wants; `link` is the host side's name (at most 15 bytes)."""
 
     name: str
@@ -27,8 +27,7 @@ class InterfaceRequest:
     bandwidth_mbit: int = 0  # in each direction; 0 = unlimited
 
 
-@dataclass(frozen=True, slots=True)
-class Attached:
+class Attached(msgspec.Struct, frozen=True):
     """One interface that an instance has; `index` is the host side's, as rtnetlink(7) counts."""
 
     name: str
@@ -38,8 +37,7 @@ class Attached:
     address: str
 
 
-@dataclass(frozen=True, slots=True)
-class PortRequest:
+class PortRequest(msgspec.Struct, frozen=True):
     """One port of the host that leads to a port of an instance; `host_ip` None = every address."""
 
     host_ip: str | None
@@ -48,8 +46,7 @@ class PortRequest:
     protocol: str  # "tcp" | "udp"
 
 
-@dataclass(frozen=True, slots=True)
-class Counters:
+class Counters(msgspec.Struct, frozen=True):
     """Sums over an instance's interfaces since they were made, as the instance sees them."""
 
     rx_bytes: int
@@ -60,8 +57,7 @@ class Counters:
     tx_dropped: int
 
 
-@dataclass(frozen=True, slots=True)
-class DownloadLimits:
+class DownloadLimits(msgspec.Struct, frozen=True):
     """What a download may cost before it is given up."""
 
     max_bytes: int

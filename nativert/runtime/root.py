@@ -9,9 +9,10 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+import msgspec
 
 from nativert.errors import Code, NativertError
 from nativert.fdu.descriptor import Descriptor
@@ -29,8 +30,7 @@ SHM_BYTES: Final = 64 << 20
 _MAX_INODES: Final = 65536
 
 
-@dataclass(frozen=True, slots=True)
-class Sources:
+class Sources(msgspec.Struct, frozen=True):
     """Where on the host the parts of one instance's root are."""
 
     data: Path

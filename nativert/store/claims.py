@@ -10,7 +10,6 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
-from dataclasses import dataclass
 from ipaddress import IPv4Network, ip_address
 from pathlib import Path
 from typing import Final
@@ -39,8 +38,7 @@ _LOCK_TIMEOUT_S: Final = 10.0
 Commit = Callable[[], None]
 
 
-@dataclass(frozen=True, slots=True)
-class PortClaim:
+class PortClaim(msgspec.Struct, frozen=True):
     """A port of the host to publish; `host_ip` None means every address."""
 
     host_ip: str | None

@@ -9,17 +9,17 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+import msgspec
 
 # Without CONFIG_AIO, and where fs.aio-max-nr is used up.
 _UNAVAILABLE: Final = (errno.ENOSYS, errno.EAGAIN)
 _AT_ONCE: Final = 32
 
 
-@dataclass(frozen=True, slots=True)
-class Saving:
+class Saving(msgspec.Struct, frozen=True):
     """One fdatasync that was asked for."""
 
     disk: Disk

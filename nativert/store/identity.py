@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from ipaddress import IPv4Network
 from pathlib import Path
 
@@ -18,8 +17,7 @@ from nativert.store.pools import networks_in_use
 from nativert.store.registry import NodeClaim, NodeFile, Registry
 
 
-@dataclass(frozen=True, slots=True)
-class Identity:
+class Identity(msgspec.Struct, frozen=True):
     """A node: `tag` is 6 hex digits of the hash of `id`, `blocks` its blocks of id ranges."""
 
     id: str

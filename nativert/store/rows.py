@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from ipaddress import IPv4Address
 from typing import Any, Final, TypedDict
 
@@ -98,8 +97,7 @@ class Changes(TypedDict, total=False):
     moving: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(msgspec.Struct, frozen=True):
     """Something that happened to an instance; `time` is seconds since the epoch."""
 
     seq: int

@@ -5,7 +5,6 @@ The points are those that the operations really pass: each is carried out once a
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import os
 import signal
@@ -14,6 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import msgspec
 import scale
 from aftermath import MIB, app
 from invariants import inits, noted
@@ -68,7 +68,7 @@ def _kill_init(root: Path, uuid: str) -> None:
 
 def _wipe_a_limit(root: Path, uuid: str) -> None:
     cgroup = driver_of(root).open(f"i-{uuid}")
-    cgroup.apply(dataclasses.replace(cgroup.read(), memory_max=80 * MIB))
+    cgroup.apply(msgspec.structs.replace(cgroup.read(), memory_max=80 * MIB))
 
 
 def _scale(node: Facade, ref: str) -> object:

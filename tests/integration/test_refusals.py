@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import socket
 import struct
@@ -11,6 +10,7 @@ from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from nodes import make_descriptor, run_inside, start
 from refusal import configure_refused, refused
@@ -143,7 +143,7 @@ def test_mount_target_in_a_read_only_place(node: Node, tmp_path: Path) -> None:
 def test_no_address_left(node: Node) -> None:
     context = node._context
     tiny = IPv4Network((int(context.identity.subnet.network_address), 30))
-    context.identity = dataclasses.replace(context.identity, subnet=tiny)
+    context.identity = msgspec.structs.replace(context.identity, subnet=tiny)
     first = node.define(make_descriptor(name="first", shell=SLEEP, veth=True)).instance
     with refused(Code.ADDRESS_EXHAUSTED, str(tiny), "1 are in use"):
         node.define(make_descriptor(name="second", shell=SLEEP, veth=True))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+import msgspec
 
 # The named hierarchy in which systemd keeps its units; it has no controller and no limits,
 # but a process that stays behind in it is still part of somebody else's unit.
@@ -16,8 +17,7 @@ _SCOPE: Final = ".scope"
 _CONTROLLERS: Final = ("cpu", "cpuacct", "cpuset", "memory", "pids", "blkio", "freezer", SYSTEMD)
 
 
-@dataclass(frozen=True, slots=True)
-class Hierarchies:
+class Hierarchies(msgspec.Struct, frozen=True):
     """The roots of the mounted hierarchies."""
 
     v1: dict[str, str]

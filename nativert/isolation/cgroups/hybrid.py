@@ -7,7 +7,8 @@ go to cgroup2: it is quicker, notifies, and its frozen processes still die of SI
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from nativert.isolation.cgroups import files, pressure
 from nativert.isolation.cgroups.driver import Mode

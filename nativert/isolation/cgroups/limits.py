@@ -6,7 +6,6 @@ Plain data only: the drivers turn it into interface files and back.
 from __future__ import annotations
 
 import resource
-from dataclasses import dataclass
 from typing import Final
 
 import msgspec
@@ -61,8 +60,7 @@ class Limits(msgspec.Struct, frozen=True):
         return msgspec.structs.replace(self, **changes)
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(msgspec.Struct, frozen=True):
     """What a cgroup and all below it use, from the kernel's counters.
 
     None where this kernel keeps no such counter; counters typed int are 0 there.
@@ -84,8 +82,7 @@ class Usage:
     oom_kills: int
 
 
-@dataclass(frozen=True, slots=True)
-class Pressure:
+class Pressure(msgspec.Struct, frozen=True):
     """Share of the last 10 s in which some task waited for it, 0..1; None where unknown."""
 
     cpu: float | None = None
@@ -93,8 +90,7 @@ class Pressure:
     io: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(msgspec.Struct, frozen=True):
     """What a process needs in order to join a cgroup, and where the evidence of its end is.
 
     Plain paths, so that they can be sent to another process.

@@ -13,9 +13,10 @@ import os
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+import msgspec
 
 from nativert.isolation.cgroups import files, processes
 from nativert.isolation.cgroups.driver import LAUNCHER, LEAVES
@@ -32,8 +33,7 @@ _PROBE_TIMEOUT_S: Final = 1.0
 _RETRY_S: Final = 0.01
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(msgspec.Struct, frozen=True):
     """The node's cgroup as a path below each hierarchy, and the reason for it.
 
     *unit* is the scope that systemd makes there; None for a cgroup that we make.

@@ -7,8 +7,6 @@ happened; after it the destination starts the instance, or gives it back.
 
 from __future__ import annotations
 
-import dataclasses
-
 import msgspec
 
 from nativert.errors import NativertError, StepError
@@ -83,7 +81,7 @@ def take_back(context: Context, row: Row, reason: str) -> Observed:
     if stopped and (asked or move.phase is Phase.ABORTING):
         row = enter(context, row, Phase.ABORTING)
         failpoint("migrate.aborting")
-        here = _again(context, dataclasses.replace(here, row=row))
+        here = _again(context, msgspec.structs.replace(here, row=row))
         row = here.row
         failpoint("migrate.back")
     data: dict[str, object] = {"state": here.state.value, "peer": move.peer, "message": reason}
@@ -94,7 +92,7 @@ def take_back(context: Context, row: Row, reason: str) -> Observed:
         event=("migration-failed", edges.encode(data)),
         told=here.state.value,
     )
-    return dataclasses.replace(here, row=row)
+    return msgspec.structs.replace(here, row=row)
 
 
 def _again(context: Context, here: Observed) -> Observed:
@@ -142,7 +140,7 @@ def start(context: Context, row: Row) -> Observed:
         event=("landed", edges.encode({"state": here.state.value, "peer": move.peer})),
         told=here.state.value,
     )
-    return dataclasses.replace(here, row=row)
+    return msgspec.structs.replace(here, row=row)
 
 
 def give_up(context: Context, row: Row) -> Observed:

@@ -7,7 +7,6 @@ and two who look at once do it once.
 
 from __future__ import annotations
 
-import dataclasses
 import random
 import time
 from typing import TYPE_CHECKING, Any
@@ -110,7 +109,7 @@ def decide(
             row.uuid, retry=restart.encode(retry), event=(kind, edges.encode(data))
         )
         failpoint("restart.decided")
-        return dataclasses.replace(seen, row=row)
+        return msgspec.structs.replace(seen, row=row)
 
     node.operate(uuid, None, act, quiet=True)
     return decided[0] if decided else None
@@ -165,7 +164,7 @@ def withdraw(context: Context, seen: Observed) -> Observed | None:
     row = context.store.update(
         seen.row.uuid, wanted=seen.state.value, retry=None, event=("withdrawn", data)
     )
-    return dataclasses.replace(seen, row=row)
+    return msgspec.structs.replace(seen, row=row)
 
 
 def stop_unhealthy(node: Node, uuid: str, run: int, note: str) -> None:
@@ -203,7 +202,7 @@ def no_dependency(node: Node, uuid: str, note: str) -> None:
         row = node.context.store.update(
             seen.row.uuid, end=text, event=("dependency-failed", edges.encode({"message": note}))
         )
-        return dataclasses.replace(seen, row=row, end=end)
+        return msgspec.structs.replace(seen, row=row, end=end)
 
     node.operate(uuid, None, act, quiet=True)
 

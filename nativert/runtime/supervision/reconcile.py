@@ -6,10 +6,11 @@ What cannot be put back is told once as degraded, until it is so no more.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Collection
 from functools import partial
 from typing import TYPE_CHECKING, Final
+
+import msgspec
 
 from nativert.errors import NativertError
 from nativert.fdu.states import State
@@ -125,7 +126,7 @@ class Reconciler:
             facts = now.facts
             for found in self._drift(now, self._node.context.network.links()):
                 facts, left = drift.repair(
-                    self._node.context, dataclasses.replace(now, facts=facts), found
+                    self._node.context, msgspec.structs.replace(now, facts=facts), found
                 )
                 failpoint("repair.done")
                 if found.kind != "namespace":
@@ -134,7 +135,7 @@ class Reconciler:
                     self._accept(now.row)
                 if left:
                     lasting.append(left)
-            return now if facts is now.facts else dataclasses.replace(now, facts=facts)
+            return now if facts is now.facts else msgspec.structs.replace(now, facts=facts)
 
         self._node.operate(seen.row.uuid, None, act, quiet=True)
         return "; ".join(lasting)

@@ -5,7 +5,7 @@ import os
 import socket
 import struct
 import time
-from dataclasses import replace
+from msgspec.structs import replace
 from pathlib import Path
 
 import pytest
