@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -100,7 +99,9 @@ def change_of(record: dict[str, Any], known: dict[str, Any]) -> dict[str, object
     """Return the limits that a record names, as `Node.scale` takes them."""
     wanted = limits.of_descriptor(descriptor_of(record, known))
     change = {
-        name: value for name, value in dataclasses.asdict(wanted).items() if value not in (None, ())
+        name: value
+        for name, value in msgspec.structs.asdict(wanted).items()
+        if value not in (None, ())
     }
     if not change:
         raise NativertError(
