@@ -1,6 +1,6 @@
 """Many lifecycles: nothing is left of them, on the host or in this process.
 
-NATIVERT_LIFECYCLES says how many; 1000 is the full measure.
+NATIVERT_LIFECYCLES says how many, 1000 unless told.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from nativert.runtime.node import Node
 
 pytestmark = [pytest.mark.root, pytest.mark.netns, pytest.mark.slow, pytest.mark.timeout(600)]
 
-LIFECYCLES = int(os.environ.get("NATIVERT_LIFECYCLES") or scale.count(100))
+LIFECYCLES = int(os.environ.get("NATIVERT_LIFECYCLES") or scale.count(1000))
 # Of each, in turn: how it ends.
 ENDS = ("exits", "stopped", "paused and forced", "scaled", "killed")
 

@@ -80,6 +80,23 @@ def test_a_memory_limit_above_it(node: Node, cli: Cli, make_node: MakeNode) -> N
     assert node._context.driver.parent in end.message
 
 
+# It gives itself up: whoever else the kernel might choose is none of the test's.
+OUTGROW = """
+with open("/proc/self/oom_score_adj", "w") as file:
+    file.write("1000")
+held = []
+while True:
+    held.append(b"x" * (16 << 20))
+"""
+
+
+@pytest.mark.vm
+def test_a_host_without_memory(node: Node, cli: Cli, make_node: MakeNode) -> None:
+    end = told(cli, make_node, start(node, python=OUTGROW))
+    assert (end.reason, end.signal, end.oom_by, end.memory_max) == ("oom", "SIGKILL", "host", None)
+    assert "the OOM killer, which the host's memory and not its own limit called" in end.message
+
+
 # -- seccomp -------------------------------------------------------------------------------
 
 # A filter of the program's own, that kills for getppid(2): a few instructions by prctl(2).
