@@ -5,11 +5,11 @@ import os
 import socket
 import struct
 import time
-from msgspec.structs import replace
 from pathlib import Path
 
 import pytest
 import scale
+from msgspec.structs import replace
 from scripted_server import Step, answer, ok, ranged, serving
 
 from nativert.runtime.download import download
