@@ -2,8 +2,8 @@
 
 cpu, cpuset and memory are read through cgroupspy's typed controller objects, each made for
 one path, and cpuset is written so. cgroupspy has no pids controller and misspells two of the
-four throttle files; and it opens files as text, which makes a number four times as long to
-write as it must be.
+four throttle files; and it opens files as text, which takes three times as long as one
+write(2).
 """
 
 from __future__ import annotations
