@@ -7,7 +7,7 @@ from pathlib import Path
 
 from nativert.errors import NativertError
 from nativert.fdu.states import State
-from nativert.runtime import data, edges, logs
+from nativert.runtime import edges
 from nativert.runtime.context import Context
 from nativert.runtime.observe import Observed, observe
 from nativert.runtime.protocols import Supervision
@@ -122,6 +122,8 @@ class Questions:
 
     def logs(self, ref: str, *, follow: bool = False, tail: int | None = None) -> Iterator[LogLine]:
         """Yield the log of the instance's runs; with *follow* until the application ends."""
+        from nativert.runtime import logs
+
         row = self._context.store.find(ref)
         directory = self._context.paths.instance_lib(row.uuid) / "log"
         if not follow or not directory.is_dir():
@@ -139,18 +141,24 @@ class Questions:
 
     def ls(self, ref: str, path: str = "") -> Iterator[Entry]:
         """Yield what a directory below /data holds, in its own order; of a file the file."""
+        from nativert.runtime import data
+
         row = self._context.store.find(ref)
         with data.told(row.name, path):
             yield from data.entries(self._data(row), path)
 
     def read_file(self, ref: str, path: str) -> Iterator[bytes]:
         """Yield a regular file below /data in pieces."""
+        from nativert.runtime import data
+
         row = self._context.store.find(ref)
         with data.told(row.name, path):
             yield from data.content(self._data(row), path)
 
     def read(self, ref: str, path: str, *, limit: int) -> bytes:
         """Return a file below /data of at most *limit* bytes."""
+        from nativert.runtime import data
+
         row = self._context.store.find(ref)
         with data.told(row.name, path):
             return data.read(self._data(row), path, limit=limit)

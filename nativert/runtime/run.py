@@ -231,7 +231,7 @@ def _end(context: Context, seen: Observed, stop: StopFacts) -> Observed:
             context, after, frozen=seen.state is State.PAUSED, wait=saving is None
         )
         if saving is not None:
-            context.store.save()
+            context.store.start_saving()
             _saved(row, saving)
         return ended
     if after.event is Event.INIT_LOST:

@@ -17,10 +17,11 @@ import msgspec
 # Without CONFIG_AIO, and where fs.aio-max-nr is used up.
 _UNAVAILABLE: Final = (errno.ENOSYS, errno.EAGAIN)
 _AT_ONCE: Final = 32
+_NOBODY: Final = 0
 
 
 class Saving(msgspec.Struct, frozen=True):
-    """One fdatasync that was asked for."""
+    """One fdatasync that was asked for, and whose end is waited for once."""
 
     disk: Disk
     number: int
@@ -39,62 +40,70 @@ class Disk:
         self._fd: int | None = None
         self._context: int | None = None
         self._asked = 0
-        self._saved = 0
-        # The last that failed, and why: the kernel tells an error of the disk once.
-        self._failed = 0
-        self._errno = 0
+        # errno, or 0, of those that have ended and are waited for.
+        self._ended: dict[int, int] = {}
 
     def save(self) -> Saving:
-        """Ask for all that was written until now."""
-        from nativert.isolation import syscalls
-
+        """Ask for all that was written until now; whoever asks waits."""
         with self._mutex:
-            if self._fd is None:
-                self._fd = os.open(self._path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-                try:
-                    self._context = syscalls.io_setup(_AT_ONCE)
-                except OSError as e:
-                    if e.errno not in _UNAVAILABLE:
-                        raise
             self._asked += 1
-            if self._context is None:
-                try:
-                    os.fdatasync(self._fd)
-                    self._ended(self._asked, 0)
-                except OSError as e:
-                    self._ended(self._asked, e.errno or errno.EIO)
-            else:
-                while not syscalls.io_submit_fdsync(self._context, self._fd, self._asked):
-                    self._ended(*syscalls.io_getevent(self._context))
+            self._submit(self._asked)
             return Saving(self, self._asked)
+
+    def start(self) -> None:
+        """Ask for the same without waiting: an error is told to who saves next."""
+        with self._mutex:
+            self._submit(_NOBODY)
 
     def wait(self, number: int) -> None:
         """Wait for the one of this *number*."""
-        from nativert.isolation import syscalls
-
         with self._mutex:
-            # A later one has saved what was written before it, too.
-            while self._saved < number:
-                if self._failed >= number:
-                    raise OSError(self._errno, os.strerror(self._errno), os.fspath(self._path))
-                if self._context is None:
-                    raise ValueError(f"{self._path} is closed")
-                self._ended(*syscalls.io_getevent(self._context))
+            while number not in self._ended:
+                self._reap()
+            if error := self._ended.pop(number):
+                raise OSError(error, os.strerror(error), os.fspath(self._path))
 
     def close(self) -> None:
         """Wait for what was asked for, and release what that needs; safe to call again."""
-        from nativert.isolation import syscalls
-
         with self._mutex:
             if self._context is not None:
+                from nativert.isolation import syscalls
+
                 syscalls.io_destroy(self._context)
                 self._context = None
             if self._fd is not None:
                 os.close(self._fd)
                 self._fd = None
 
-    def _ended(self, number: int, error: int) -> None:
-        if not error:
-            self._saved = max(self._saved, number)
-        elif number > self._failed:
-            self._failed, self._errno = number, error
+    def _submit(self, number: int) -> None:
+        # ctypes costs every command that saves nothing three milliseconds.
+        from nativert.isolation import syscalls
+
+        if self._fd is None:
+            self._fd = os.open(self._path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            try:
+                self._context = syscalls.io_setup(_AT_ONCE)
+            except OSError as e:
+                if e.errno not in _UNAVAILABLE:
+                    raise
+        if self._context is not None:
+            while not syscalls.io_submit_fdsync(self._context, self._fd, number):
+                self._reap()
+            return
+        try:
+            os.fdatasync(self._fd)
+        except OSError as e:
+            self._note(number, e.errno or errno.EIO)
+        else:
+            self._note(number, 0)
+
+    def _reap(self) -> None:
+        from nativert.isolation import syscalls
+
+        if self._context is None:
+            raise ValueError(f"{self._path} is closed, or was waited for already")
+        self._note(*syscalls.io_getevent(self._context))
+
+    def _note(self, number: int, error: int) -> None:
+        if number != _NOBODY:
+            self._ended[number] = error

@@ -51,6 +51,10 @@ class Journal:
         """Have the disk take what was committed without waiting for it; see `_transaction`."""
         return self._disk.save()
 
+    def start_saving(self) -> None:
+        """The same where nobody waits for its end."""
+        self._disk.start()
+
     def __enter__(self) -> Self:
         return self
 
