@@ -6,8 +6,6 @@ import os
 from pathlib import Path
 
 from nativert.errors import Code, NativertError
-from nativert.isolation import syscalls
-from nativert.isolation.network import named
 from nativert.store.paths import Paths
 
 
@@ -20,6 +18,10 @@ def enter(root: Path | None) -> bool:
         name = Paths(root).netns.read_text().strip()
     except (FileNotFoundError, NotADirectoryError):
         return False
+    # Every command asks, and few nodes have one.
+    from nativert.isolation import syscalls
+    from nativert.isolation.network import named
+
     try:
         netns = named.open_named(name)
     except FileNotFoundError:
