@@ -237,6 +237,9 @@ class Field:
         records: dict[str, invariants.Record],
         cursor: int,
     ) -> list[str]:
+        if case.point == "stop.wished" and strike.said != "succeeded":
+            # The signal is on its way: the application may end between two looks.
+            until(lambda: not self._runs(), what="it ends", deadline_s=scale.LONG_S)
         rows = self.node.list()
         found = {row.name: row for row in rows}.get("case")
         state = "" if found is None else found.state
@@ -255,6 +258,12 @@ class Field:
         told = [e for e in self.node.events(cursor, limit=10_000) if e.instance == who]
         broken += invariants.i5_edges(told, lost=int(strike.killed))
         return broken
+
+    def _runs(self) -> bool:
+        state = {row.name: row.state for row in self.node.list()}.get("case")
+        # Killed in the v1 freezer it ends when the next operation thaws it.
+        dies_frozen = driver_of(self.root).mode != "v1"
+        return state == "RUNNING" or (state == "PAUSED" and dies_frozen)
 
     def _live_on(self, ref: str) -> list[str]:
         try:
