@@ -22,6 +22,7 @@ pytestmark = [pytest.mark.root, pytest.mark.netns]
 
 APP = "echo run >> /data/runs; echo up; exec sleep 1000"
 LONG = scale.LONG_S
+EXAMPLE = Path(__file__).parents[2] / "examples/migration.yaml"
 
 
 class Two:
@@ -98,6 +99,27 @@ def test_who_is_looked_after_here_is_looked_after_there(two: Two, tmp_path: Path
     until(lambda: two.nodes[1].get(uuid).restarts == 1, deadline_s=LONG, what="a restart")
     assert two.nodes[0].list() == []
     until(lambda: runs(two.nodes[1], uuid) == "run\n" * 3, what="the third run")
+
+
+def numbers(node: Node, uuid: str) -> list[int]:
+    return [int(line.text) for line in node.logs(uuid)]
+
+
+@pytest.mark.apps
+def test_the_example_counts_on_where_it_was_told_to_stop(two: Two) -> None:
+    until(met(two), deadline_s=LONG, what="both nodes are seen")
+    ran = two.command(0, "run", "-d", str(EXAMPLE))
+    assert ran.returncode == 0, ran.stderr
+    uuid = ran.stdout.strip()
+    until(lambda: len(numbers(two.nodes[0], uuid)) >= 2, deadline_s=LONG, what="two numbers")
+    counted = numbers(two.nodes[0], uuid)
+    assert counted == list(range(1, len(counted) + 1))
+    moved = two.command(0, "migrate", "counter", two.ids[1])
+    assert moved.returncode == 0, moved.stderr
+    until(lambda: len(numbers(two.nodes[1], uuid)) >= 2, deadline_s=LONG, what="two more")
+    left = int(two.nodes[1].read(uuid, "count", limit=100))
+    assert left >= counted[-1]
+    assert numbers(two.nodes[1], uuid)[:2] == [left + 1, left + 2]
 
 
 def test_what_cannot_be_moved_is_refused_and_stays(two: Two) -> None:
