@@ -100,13 +100,14 @@ class Node(Questions):
 
         *instance* is its UUID where somebody else has chosen it.
         """
-        from nativert.runtime import admission
+        from nativert.runtime import admission, virtual_networks
 
         next_state(State.UNDEFINED, Operation.DEFINE)
         context = self._context
         admission.check_machine(descriptor.computation_requirements)
         instance, fdu = instance or str(uuids.uuid4()), descriptor.fdu_uuid
         record = records.new_record(descriptor, instance, fdu)
+        networks = virtual_networks.subnets(context, descriptor) if descriptor.networks else None
         row = context.store.add(
             uuid=instance,
             name=name or descriptor.name,
@@ -117,6 +118,7 @@ class Node(Questions):
             subnet=context.identity.subnet,
             blocks=context.identity.blocks,
             interfaces=[interface.name for interface in descriptor.interfaces],
+            networks=networks,
             more_blocks=context.more_blocks,
             event=("defined", edges.encode({"state": State.DEFINED.value})),
         )
@@ -130,6 +132,14 @@ class Node(Questions):
 
         return self.operate(
             ref, Operation.CONFIGURE, lambda seen: configure(self._context, seen, progress=progress)
+        )
+
+    def connect(self, ref: str, point: str, network: str) -> Instance:
+        """Put a connection point's interfaces on its virtual network again, or off it with ""."""
+        from nativert.runtime import virtual_networks
+
+        return self.operate(
+            ref, None, lambda seen: virtual_networks.connect(self._context, seen, point, network)
         )
 
     def clean(self, ref: str) -> Instance:
