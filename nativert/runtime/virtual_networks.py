@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import msgspec
 
-from nativert.errors import Code, NativertError
+from nativert.errors import Code, NativertError, StepError
 from nativert.fdu.descriptor import Descriptor
 from nativert.fdu.quantity import show
 from nativert.runtime.context import Context, descriptor_of
@@ -123,11 +123,14 @@ def connect(context: Context, seen: Observed, point: str, network: str) -> Obser
             " subnet; define the FDU anew with another vld_ref"
         )
     there = bridges(context)
-    for each in links:
-        if network:
-            there.connect(each)
-        else:
-            there.disconnect(each)
+    try:
+        for each in links:
+            if network:
+                there.connect(each)
+            else:
+                there.disconnect(each)
+    except OSError as e:
+        raise StepError(row.name, "network", e, code=Code.NETWORK) from e
     changed = {each.name for each in links}
     facts = msgspec.structs.replace(
         facts,
