@@ -6,7 +6,6 @@ from ipaddress import IPv4Address
 
 from nativert.errors import Code, NativertError
 from nativert.fdu.descriptor import Descriptor
-from nativert.runtime import virtual_networks
 from nativert.runtime.context import Context
 from nativert.runtime.protocols import InterfaceRequest
 from nativert.store.durable import Interface, Row
@@ -17,6 +16,8 @@ def interface_requests(
 ) -> list[InterfaceRequest]:
     """Return what an instance's interfaces are asked for with; NativertError NETWORK."""
     if descriptor.networks:
+        from nativert.runtime import virtual_networks
+
         virtual_networks.bridges(context)
     return [_request(context, row, descriptor, given) for given in row.interfaces]
 
@@ -29,6 +30,8 @@ def _request(
     # Who is on a virtual network has no way out by it.
     subnet, gateway = context.identity.subnet, context.identity.gateway
     if uuid:
+        from nativert.runtime import virtual_networks
+
         subnet, gateway = virtual_networks.find(context, uuid).subnet, ""
         if IPv4Address(given.address) not in subnet:
             raise NativertError(

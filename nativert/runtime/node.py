@@ -100,14 +100,18 @@ class Node(Questions):
 
         *instance* is its UUID where somebody else has chosen it.
         """
-        from nativert.runtime import admission, virtual_networks
+        from nativert.runtime import admission
 
         next_state(State.UNDEFINED, Operation.DEFINE)
         context = self._context
         admission.check_machine(descriptor.computation_requirements)
         instance, fdu = instance or str(uuids.uuid4()), descriptor.fdu_uuid
         record = records.new_record(descriptor, instance, fdu)
-        networks = virtual_networks.subnets(context, descriptor) if descriptor.networks else None
+        networks = None
+        if descriptor.networks:
+            from nativert.runtime import virtual_networks
+
+            networks = virtual_networks.subnets(context, descriptor)
         row = context.store.add(
             uuid=instance,
             name=name or descriptor.name,

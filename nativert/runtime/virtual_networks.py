@@ -7,9 +7,7 @@ this node that are on it: there is no router, no DHCP and no way to other nodes.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
 from ipaddress import IPv4Network
 from itertools import combinations
 from typing import Any, Final
@@ -32,8 +30,7 @@ _REFUSED: Final = ("overlay", "vni", "mcast_addr", "vlan_id", "face")
 _LONGEST_PREFIX: Final = 30
 
 
-@dataclass(frozen=True, slots=True)
-class VirtualNetwork:
+class VirtualNetwork(msgspec.Struct, frozen=True):
     """What a descriptor of the catalog comes to here."""
 
     uuid: str
@@ -140,7 +137,7 @@ def connect(context: Context, seen: Observed, point: str, network: str) -> Obser
         ),
     )
     boot.write_facts(context.paths, row.uuid, facts)
-    return dataclasses.replace(seen, facts=facts)
+    return msgspec.structs.replace(seen, facts=facts)
 
 
 def _refusal(text: str) -> NativertError:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from network_hosts import REFUSED_S, Host, Server, ip, open_socket, own_host, refused, wanted
 
@@ -31,7 +31,7 @@ def on(host: Host, network: BridgeNetwork, n: int, uuid: str) -> tuple[int, Atta
     """An instance with one interface on a virtual network; all have addresses of one subnet."""
     netns = host.netns()
     where = {"address": f"192.168.7.{n + 2}", "prefix": 24, "gateway": "", "network": uuid}
-    request = dataclasses.replace(wanted(network, n), **where)
+    request = msgspec.structs.replace(wanted(network, n), **where)
     [attached] = network.attach(netns, [request])
     return netns, attached
 
@@ -73,7 +73,7 @@ def test_what_was_taken_off_is_mended_unless_that_was_asked_for(host: Host) -> N
         server.reached(first, two.address, PORT)
         network.virtual.disconnect(two)
         network.virtual.disconnect(two)
-        off = dataclasses.replace(two, connected=False)
+        off = msgspec.structs.replace(two, connected=False)
         assert network.mend([one, off], {}) == []
         assert refused(first, two.address, PORT)
         # It was put back by a look that came before the request.
