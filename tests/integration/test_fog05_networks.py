@@ -119,6 +119,10 @@ def test_a_network_is_made_on_a_node_and_removed(api: FIMAPI, node: Node) -> Non
     assert (made["uuid"], made["status"]) == (net["uuid"], "CREATE")
     bridge = bridge_of(node)
     assert node.identity.tag in bridge
+    # Other agents describe it, and what names none is refused.
+    assert ask(api, here, descriptor=net)["result"]["uuid"] == net["uuid"]
+    for nonsense in ({"net_id": "*"}, {"net_id": "../x"}, {"descriptor": {}}, {"descriptor": "{"}):
+        assert ask(api, here, **nonsense)["error"] == 22
     # Another time it is the same one.
     assert in_time(lambda: api.network.add_network_to_node(net, here))["uuid"] == net["uuid"]
     assert bridge_of(node) == bridge
@@ -161,6 +165,21 @@ def test_fdus_reach_those_of_their_own_network_only(api: FIMAPI, node: Node) -> 
     until(lambda: not node.list(), what="all are gone")
     for net in nets:
         in_time(lambda: api.network.remove_network_from_node(net["uuid"], node.identity.id))  # noqa: B023
+
+
+def test_an_fdu_may_be_on_its_nodes_network_too(api: FIMAPI, node: Node) -> None:
+    net = network("192.168.7.0/24")
+    in_time(lambda: api.network.add_network(net))
+    far = started(api, node, on(net["uuid"], "far"))
+    own = started(api, node, descriptor(name="own", python=SERVER, interfaces=[plain()]))
+    points = [{"id": "cp0", "name": "cp0", "vld_ref": net["uuid"]}, {"id": "cp1", "name": "cp1"}]
+    faces = [plain() | {"cp_id": "cp1"}, plain() | {"name": "eth1", "cp_id": "cp0"}]
+    both = descriptor(name="both", python=SERVER, connection_points=points, interfaces=faces)
+    between = started(api, node, both)
+    assert reaches(node, between, far)
+    assert reaches(node, between, own)
+    assert reaches(node, own, between)
+    assert not reaches(node, far, between)
 
 
 def test_a_connection_point_is_taken_off_its_network_and_put_on_it_again(
@@ -252,6 +271,15 @@ def test_networks_outlive_the_agent_and_are_told_again(
         assert not reaches(node, first, second)
         in_time(lambda: api.network.connect_cp_to_network(point, net["uuid"]))
         assert reaches(node, first, second)
+
+
+def ask(api: FIMAPI, node_id: str, **parameters: Any) -> dict[str, Any]:
+    """Ask a node to make a network, with other parameters than the client's."""
+    actual = api.connector.glob.actual
+    path = actual.get_agent_exec_path_with_params
+    selector = path("0", "0", node_id, "create_node_network", parameters)
+    (answer,) = in_time(lambda: actual.ws.get(selector))
+    return dict(json.loads(answer.get_value().get_value()))
 
 
 def plain() -> dict[str, Any]:
