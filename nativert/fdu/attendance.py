@@ -13,6 +13,7 @@ from nativert.fdu.quantity import FieldError, parse_duration, parse_signal, show
 Duration = Annotated[float | str, Meta(description="seconds, or spans such as 1m30s")]
 PortNumber = Annotated[int, Meta(ge=1, le=65535)]
 MAX_INTERVAL_S: Final = 86400
+MAX_SOCKET_PATH: Final = 107
 _LEAST_S: Final = 0.05
 
 
@@ -106,6 +107,7 @@ class Migration(Part, frozen=True):
 
     exec: tuple[str, ...] = ()
     signal: str | Annotated[int, Meta(ge=1, le=64)] | None = None
+    socket: str = ""
     timeout: Duration = "30s"
 
     @property
@@ -121,8 +123,13 @@ class Migration(Part, frozen=True):
     def __post_init__(self) -> None:
         for index, argument in enumerate(self.exec):
             syntax.check_argument(argument, f"exec[{index}]")
-        if bool(self.exec) == (self.signal is not None):
-            raise FieldError("migration", "cannot be told: expected one of exec, signal")
+        if [bool(self.exec), self.signal is not None, bool(self.socket)].count(True) != 1:
+            raise FieldError("migration", "cannot be told: expected one of exec, signal, socket")
+        if self.socket:
+            syntax.check_path(self.socket, "socket")
+            # unix(7): sun_path has 108 bytes, one of them for NUL.
+            if len(self.socket.encode()) > MAX_SOCKET_PATH:
+                raise FieldError("socket", f"is longer than {MAX_SOCKET_PATH} bytes")
         if self.signal is not None:
             parse_signal(self.signal, "signal")
         _within(self.timeout, "timeout")

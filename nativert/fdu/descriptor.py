@@ -16,11 +16,13 @@ from nativert.errors import DescriptorError
 from nativert.fdu import document, syntax
 from nativert.fdu.decoding import Part, build, fields
 from nativert.fdu.native import Native
+from nativert.fdu.points import ConnectionPoint
 from nativert.fdu.quantity import FieldError, show
 
 NATIVE_MARK: Final = "#nativert"
 MAX_INTERFACES: Final = 64
 MAX_DEPENDENCIES: Final = 64
+MAX_POINTS: Final = MAX_INTERFACES
 
 _FORMATS: Final = {
     "": None,
@@ -155,12 +157,9 @@ class VirtualInterface(Part, frozen=True):
 
 
 class Interface(Part, frozen=True):
-    """A network interface inside, with an address from the pool of the node."""
+    """A network interface inside, on the node's own network or at a connection point."""
 
-    REFUSED: ClassVar = {
-        "cp_id": "there are no connection points",
-        "ext_cp_id": "there are no connection points",
-    }
+    REFUSED: ClassVar = {"ext_cp_id": "name a connection point of the descriptor in cp_id"}
     REFUSED_VALUES: ClassVar = {
         "if_type": {"EXTERNAL": _RADIO, "WLAN": _RADIO, "BLUETOOTH": _RADIO}
     }
@@ -169,6 +168,7 @@ class Interface(Part, frozen=True):
     is_mgmt: bool = False
     if_type: Literal["INTERNAL"] = "INTERNAL"
     mac_address: str = ""
+    cp_id: Annotated[str, Meta(description="the id of a connection point, or empty")] = ""
     virtual_interface: VirtualInterface = VirtualInterface()
 
     def __post_init__(self) -> None:
@@ -187,7 +187,6 @@ class Descriptor(Part, frozen=True):
     REFUSED: ClassVar = {
         "storage": "there are no storage quotas",
         "io_ports": _HARDWARE,
-        "connection_points": "interfaces are on the bridge of the node only",
         "geographical_requirements": "a node does not know where it is",
         "energy_requirements": "a node does not know its energy",
     }
@@ -209,6 +208,7 @@ class Descriptor(Part, frozen=True):
     migration_kind: Literal["COLD"] = "COLD"
     configuration: Configuration | None = None
     interfaces: Annotated[tuple[Interface, ...], Meta(max_length=MAX_INTERFACES)] = ()
+    connection_points: Annotated[tuple[ConnectionPoint, ...], Meta(max_length=MAX_POINTS)] = ()
     depends_on: Annotated[tuple[Name, ...], Meta(max_length=MAX_DEPENDENCIES)] = ()
     native: Native = Native()
 
@@ -219,6 +219,13 @@ class Descriptor(Part, frozen=True):
         return (
             native.restart.policy != "never" or native.health is not None or bool(self.depends_on)
         )
+
+    @property
+    def networks(self) -> dict[str, str]:
+        """The virtual network of each interface that is on one; the others are on the node's."""
+        networks = {point.id: point.vld_ref.lower() for point in self.connection_points}
+        named = {each.name: networks.get(each.cp_id, "") for each in self.interfaces}
+        return {name: network for name, network in named.items() if network}
 
     @property
     def fdu_uuid(self) -> str:
@@ -248,11 +255,20 @@ class Descriptor(Part, frozen=True):
         syntax.check_distinct([interface.name for interface in self.interfaces], "interfaces")
         macs = [interface.mac_address.lower() for interface in self.interfaces]
         syntax.check_distinct([mac or str(index) for index, mac in enumerate(macs)], "interfaces")
+        syntax.check_distinct([point.id for point in self.connection_points], "connection_points")
+        points = {"", *(point.id for point in self.connection_points)}
+        for index, interface in enumerate(self.interfaces):
+            if interface.cp_id not in points:
+                expected = "the id of one of connection_points"
+                reason = f"cannot be {show(interface.cp_id)}: expected {expected}"
+                raise FieldError(f"interfaces[{index}].cp_id", reason)
         mode = self.native.network.mode
         if self.interfaces and mode != "private":
             raise FieldError("interfaces", f"cannot be used with native.network.mode {mode}")
-        if self.native.network.ports and not self.interfaces:
+        if self.native.network.ports and len(self.networks) == len(self.interfaces):
             reason = "cannot be published without an interface, such as interfaces: [{name: eth0}]"
+            if self.interfaces:
+                reason = "cannot be published of virtual networks: no interface is on the node's"
             raise FieldError("native.network.ports", reason)
 
 

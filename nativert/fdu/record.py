@@ -7,6 +7,7 @@ without a value, and `hypervisor_info` is never missing.
 
 from __future__ import annotations
 
+import uuid
 from typing import Any, Final
 
 import msgspec
@@ -156,6 +157,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 def new_record(descriptor: Descriptor, instance_uuid: str, fdu_uuid: str) -> Record:
     """The record of a defined instance of `descriptor`."""
     wanted: dict[str, Any] = msgspec.to_builtins(descriptor)
+    points = {each.id: _point_uuid(instance_uuid, each.id) for each in descriptor.connection_points}
     names = ("image", "command", "configuration", "computation_requirements")
     return _convert(
         {
@@ -167,11 +169,24 @@ def new_record(descriptor: Descriptor, instance_uuid: str, fdu_uuid: str) -> Rec
             "migration_kind": descriptor.migration_kind,
             "depends_on": descriptor.depends_on,
             "interfaces": [
-                {**_without_blanks(interface), "vintf_name": interface["name"]}
+                {
+                    **_without_blanks(interface),
+                    "vintf_name": interface["name"],
+                    "cp_id": points.get(interface["cp_id"]),
+                }
                 for interface in wanted["interfaces"]
+            ],
+            "connection_points": [
+                {**_without_blanks(point), "uuid": points[point["id"]], "cp_id": point["id"]}
+                for point in wanted["connection_points"]
             ],
         }
     )
+
+
+def _point_uuid(instance: str, point: str) -> str:
+    # The same whoever makes the record: the agent, and the node that the instance moves to.
+    return str(uuid.uuid5(uuid.UUID(instance), point))
 
 
 def with_status(
@@ -226,7 +241,7 @@ def _check_status(status: str) -> None:
 
 def _without_blanks(part: dict[str, Any]) -> dict[str, Any]:
     """The part without optional keys that are empty: fog05 checks the form of what is there."""
-    optional = {"uuid", "name", "mac_address"}
+    optional = {"uuid", "name", "mac_address", "cp_id", "vld_ref", "cp_type"}
     return {key: value for key, value in part.items() if value or key not in optional}
 
 

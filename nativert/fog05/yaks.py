@@ -7,6 +7,7 @@ a question to an eval.
 from __future__ import annotations
 
 import enum
+import json
 import os
 import threading
 import time
@@ -21,6 +22,7 @@ from zenoh.handlers import Callback
 from nativert.errors import Code, NativertError
 from nativert.plugin import parameters as texts
 from nativert.plugin import zenoh_credentials
+from nativert.plugin.string_api import failure
 from nativert.plugin.zenoh_connector import stamp_order
 from nativert.plugin.zenoh_credentials import Credentials
 from nativert.plugin.zenoh_session import SILENCE, Settings, open_session, reason
@@ -43,6 +45,7 @@ _GET_S: Final = 10.0
 _EVAL_S: Final = 30 * 86400.0
 _PORT: Final = 7447
 _VARIABLE: Final = "NATIVERT_ZENOH_CREDENTIALS"
+_RUN: Final = "/run"
 # Below it is what clients want nodes to do.
 _DESIRED: Final = "dgfos/"
 
@@ -153,7 +156,8 @@ class Workspace:
     def get(self, selector: str) -> list[Entry]:
         """Return what a selector means, by path; of an eval the first answer.
 
-        NoAnswerError: NOT_FOUND for an eval that nobody answers, NETWORK without any node.
+        NoAnswerError: NOT_FOUND for an eval that nobody answers (`run` has that as its answer),
+        NETWORK without any node.
         """
         path, parameters, is_eval = _parse(selector)
         replies = self._session.get(
@@ -177,7 +181,12 @@ class Workspace:
             if known is None or known[0] < order:
                 found[entry.path] = (order, entry)
         if is_eval:
-            raise NoAnswerError(f"{path}: nobody answers", code=Code.NOT_FOUND, hint=SILENCE)
+            silent = NoAnswerError(f"{path}: nobody answers", code=Code.NOT_FOUND, hint=SILENCE)
+            if not path.endswith(_RUN):
+                raise silent
+            # The client asks this in a thread of its own, whose exceptions nobody hears: it
+            # would wait for the result for ever.
+            return [Entry(path, Value(json.dumps(failure(silent))))]
         if found:
             self._alone_since = None
         else:

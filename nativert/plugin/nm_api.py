@@ -1,7 +1,8 @@
 """The network plugin's functions of fog05, served by the node's own network.
 
-A node has one bridge and no connection points, routers, floating addresses or DHCP: what needs
-them is refused with fog05's code for it, whatever it is asked with.
+Connection points are the descriptors' and are made with the instance, and a node has no routers,
+floating addresses or DHCP: what asks for them is refused with fog05's code for it, whatever it is
+asked with.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ ALIASES: Final = {
 # fog05's codes for a network, and for a connection point or floating address, not found.
 _NO_NETWORK: Final = 22
 _NO_POINT: Final = 33
-_NO_POINTS: Final = "this node has no connection points: interfaces are on its own bridge"
+_NO_POINTS: Final = "this node has no points to make: they are made with their instances"
 _NO_ROUTERS: Final = "this node has no routers"
 _NO_FLOATING: Final = "this node has no floating addresses: publish ports of it"
 REFUSED: Final = {

@@ -27,7 +27,6 @@ _SAME: Final = (
     "migration_kind",
     "configuration",
     "io_ports",
-    "connection_points",
     "depends_on",
 )
 _OF_INTERFACE: Final = (
@@ -39,6 +38,7 @@ _OF_INTERFACE: Final = (
     "cp_id",
     "ext_cp_id",
 )
+_OF_POINT: Final = ("vld_ref", "cp_type", "port_security_enabled")
 _MOVES: Final = ("TAKE_OFF", "LAND", "MIGRATE")
 # What is asked for, and the state in which that has been done already.
 DONE_IN: Final[Mapping[str, State | None]] = {
@@ -83,11 +83,17 @@ def descriptor_of(record: dict[str, Any], known: dict[str, Any]) -> Descriptor:
     A record has no id, name and native object: these are the catalog's alone.
     """
     fdu = str(record.get("fdu_id"))
-    interfaces = record.get("interfaces") or []
-    if not isinstance(interfaces, list):
-        raise DescriptorError("interfaces", "is not a list")
     tree = {name: record[name] for name in _SAME if record.get(name) is not None}
-    tree["interfaces"] = [_part(one, index) for index, one in enumerate(interfaces)]
+    points = _objects(record, "connection_points")
+    # A record's interface names the point of the record, a descriptor's that of the descriptor.
+    ids = {str(point.get("uuid")): str(point.get("cp_id")) for point in points}
+    tree["connection_points"] = [
+        {"id": point.get("cp_id"), **_of(point, _OF_POINT)} for point in points
+    ]
+    tree["interfaces"] = [
+        _of(one, _OF_INTERFACE) | ({"cp_id": ids[one["cp_id"]]} if one.get("cp_id") in ids else {})
+        for one in _objects(record, "interfaces")
+    ]
     tree |= {"id": known.get("id") or fdu, "name": known.get("name") or f"fdu-{fdu[:8]}"}
     tree["uuid"] = fdu
     if known.get("native") and not _carries_native(record):
@@ -119,7 +125,15 @@ def _carries_native(record: dict[str, Any]) -> bool:
     return first.rstrip() == descriptors.NATIVE_MARK
 
 
-def _part(interface: Any, index: int) -> dict[str, Any]:
-    if not isinstance(interface, dict):
-        raise DescriptorError(f"interfaces[{index}]", "is not an object")
-    return {name: interface[name] for name in _OF_INTERFACE if interface.get(name) is not None}
+def _objects(record: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    found = record.get(name) or []
+    if not isinstance(found, list):
+        raise DescriptorError(name, "is not a list")
+    for index, one in enumerate(found):
+        if not isinstance(one, dict):
+            raise DescriptorError(f"{name}[{index}]", "is not an object")
+    return found
+
+
+def _of(part: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    return {name: part[name] for name in names if part.get(name) is not None}

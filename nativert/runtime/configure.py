@@ -31,11 +31,11 @@ from nativert.runtime import admission, etc, execute, program, release, root, us
 from nativert.runtime import limits as limits_of
 from nativert.runtime.context import Context, cgroup_name, descriptor_of
 from nativert.runtime.failpoints import failpoint
-from nativert.runtime.interfaces import interface_requests
+from nativert.runtime.interfaces import interface_requests, published_address
 from nativert.runtime.observe import Observed
 from nativert.runtime.protocols import Attached, InterfaceRequest, PortRequest, Progress
 from nativert.store import boot
-from nativert.store.boot import Facts, LinkFacts, PortFacts
+from nativert.store.boot import Facts, PortFacts
 from nativert.store.claims import PortClaim
 from nativert.store.durable import Row
 
@@ -347,7 +347,7 @@ def _network(context: Context, row: Row, descriptor: Descriptor, facts: Facts, n
     failpoint("configure.links")
     facts = msgspec.structs.replace(
         facts,
-        links=tuple(LinkFacts(a.name, a.link, a.index, a.mac, a.address) for a in attached),
+        links=release.noted(attached),
         netns_inode=os.fstat(netns).st_ino,
     )
     ports = descriptor.native.ports()
@@ -366,7 +366,7 @@ def _network(context: Context, row: Row, descriptor: Descriptor, facts: Facts, n
         failpoint("configure.ports-claimed")
         with step(row.name, "ports", Code.NETWORK):
             network.publish(
-                row.interfaces[0].address,
+                published_address(row, descriptor),
                 [PortRequest(p.host_ip, p.host_port, p.instance_port, p.protocol) for p in ports],
             )
         failpoint("configure.ports")

@@ -16,6 +16,7 @@ from nativert.runtime.protocols import Supervision
 from nativert.runtime.supervision import acts
 from nativert.runtime.users import ID_COUNT
 from nativert.runtime.views import Figures, Instance
+from nativert.store.boot import LinkFacts
 from nativert.store.durable import Row
 
 
@@ -34,14 +35,24 @@ def inspect(
     interfaces = tuple(
         msgspec.structs.replace(
             interface,
-            status="CONNECTED" if interface.name in links else "CREATE",
+            status=_status(links.get(interface.name)),
             veth_face_name=links[interface.name].link if interface.name in links else None,
         )
         for interface in record.interfaces
     )
+    at = {each.cp_id: each.name for each in record.interfaces if each.cp_id}
+    points = tuple(
+        msgspec.structs.replace(
+            point,
+            status=_status(links.get(at.get(point.uuid, ""))),
+            veth_face_name=links[at[point.uuid]].link if at.get(point.uuid) in links else None,
+        )
+        for point in record.connection_points
+    )
     record = msgspec.structs.replace(
         records.with_status(record, seen.state.wire),
         interfaces=interfaces,
+        connection_points=points,
         hypervisor_info=_hypervisor_info(seen, figures),
     )
     answer = records.to_builtins(record)
@@ -65,6 +76,12 @@ def inspect(
         "health": None if supervision is None else supervision.health(row.uuid),
     }
     return answer
+
+
+def _status(link: LinkFacts | None) -> str:
+    if link is None:
+        return "CREATE"
+    return "CONNECTED" if link.connected else "DISCONNECTED"
 
 
 def _restart(row: Row) -> dict[str, object]:

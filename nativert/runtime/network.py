@@ -21,6 +21,7 @@ from nativert.isolation.network.links import Links
 from nativert.isolation.network.messages import Inside, Link
 from nativert.isolation.network.nftables import PROTOCOLS, Published, Table
 from nativert.runtime.protocols import Attached, Counters, InterfaceRequest, PortRequest
+from nativert.runtime.virtual_bridges import NodeBridges
 
 BRIDGE_PREFIX: Final = "nrt-"
 _TAG: Final = re.compile(r"[0-9a-f]{6}")
@@ -48,6 +49,7 @@ class BridgeNetwork:
         self._mac = f"02:6e:74:{tag[0:2]}:{tag[2:4]}:{tag[4:6]}"
         self._group = _GROUP_BASE | int(tag, 16)
         self._links = Links()
+        self.virtual = NodeBridges(tag, self._links)
         self._deleter = GroupDeleter(self._group)
         self._table = Table(f"nativert_{tag}", self.bridge, str(self._subnet))
         self._forwarding = Forwarding(state_dir / "ip_forward.json")
@@ -110,19 +112,23 @@ class BridgeNetwork:
         for request in interfaces:
             if not request.link.startswith(self._link_prefix) or len(request.link) > 15:
                 raise ValueError(f"link {request.link!r}: not a name of {self._link_prefix}…")
-        master = self._links.index_of(self.bridge)
-        if master is None:
+        own = self._links.index_of(self.bridge)
+        if own is None:
             raise OSError(errno.ENODEV, "no such bridge", self.bridge)
         attached: list[Attached] = []
         with ExitStack() as undo:
             for request in interfaces:
+                master = self.virtual.make(request.network) if request.network else own
                 # Made from the address: whoever has it next has the MAC that neighbours know.
                 mac = (request.mac or _mac_of(request.address)).lower()
                 index = self._links.add_veth(
                     request.link, master=master, netns=netns, name=request.name, mac=mac
                 )
                 undo.callback(self._links.delete, index, request.link)
-                attached.append(Attached(request.name, request.link, index, mac, request.address))
+                attached.append(
+                    Attached(request.name, request.link, index, mac, request.address,
+                             request.network)
+                )  # fmt: skip
                 if request.bandwidth_mbit:
                     self._shape(request, index)
             self._links.configure(
@@ -172,10 +178,12 @@ class BridgeNetwork:
             raise OSError(errno.ENODEV, "no such bridge", self.bridge)
         on_bridge = self._links.members(master)
         for each in attached:
-            if each.link not in on_bridge and self._links.name_of(each.index) == each.link:
+            if each.network or self._links.name_of(each.index) != each.link:
+                continue
+            if each.link not in on_bridge:
                 self._links.enslave(each.index, each.link, master)
                 mended.append(f"link {each.link} was taken off the bridge")
-        return mended
+        return mended + self.virtual.mend([each for each in attached if each.network])
 
     def detach(self, attached: Sequence[Attached]) -> None:
         """Cut the interfaces off now, delete them in the background; safe twice.
@@ -303,8 +311,8 @@ class BridgeNetwork:
         return forward.foreign_drops(self.bridge)
 
     def present(self) -> bool:
-        """Return whether the bridge is there."""
-        return self._links.index_of(self.bridge) is not None
+        """Return whether the bridge is there, or one of a virtual network."""
+        return self._links.index_of(self.bridge) is not None or bool(self.virtual.present())
 
     def destroy(self) -> None:
         """Remove bridge, table and what was set; safe twice.
@@ -329,6 +337,7 @@ class BridgeNetwork:
                 failures.append(e)
         for step in (
             self._delete_bridge,
+            self.virtual.destroy,
             self._table.delete,
             lambda: self._forwarding.release(self._other_bridges(), own),
         ):

@@ -107,6 +107,11 @@ class Node(Questions):
         admission.check_machine(descriptor.computation_requirements)
         instance, fdu = instance or str(uuids.uuid4()), descriptor.fdu_uuid
         record = records.new_record(descriptor, instance, fdu)
+        networks = None
+        if descriptor.networks:
+            from nativert.runtime import virtual_networks
+
+            networks = virtual_networks.subnets(context, descriptor)
         row = context.store.add(
             uuid=instance,
             name=name or descriptor.name,
@@ -117,6 +122,7 @@ class Node(Questions):
             subnet=context.identity.subnet,
             blocks=context.identity.blocks,
             interfaces=[interface.name for interface in descriptor.interfaces],
+            networks=networks,
             more_blocks=context.more_blocks,
             event=("defined", edges.encode({"state": State.DEFINED.value})),
         )
@@ -130,6 +136,14 @@ class Node(Questions):
 
         return self.operate(
             ref, Operation.CONFIGURE, lambda seen: configure(self._context, seen, progress=progress)
+        )
+
+    def connect(self, ref: str, point: str, network: str) -> Instance:
+        """Put a connection point's interfaces on its virtual network again, or off it with ""."""
+        from nativert.runtime import virtual_networks
+
+        return self.operate(
+            ref, None, lambda seen: virtual_networks.connect(self._context, seen, point, network)
         )
 
     def clean(self, ref: str) -> Instance:

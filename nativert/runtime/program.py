@@ -21,6 +21,7 @@ _PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 # machine's numbers (32,768 by default) otherwise. The ids are the instance's own, so it
 # shares this with nobody.
 _NPROC: Final = 4096
+_MIGRATION_SOCKET: Final = "NATIVERT_MIGRATION_SOCKET"
 _BRING_IN: Final = "bring it in: image: {uri: file://…}, native.mounts, or run --bind-here"
 
 
@@ -32,6 +33,9 @@ def environment(
     if descriptor.image is not None and descriptor.native.rootfs == "host":
         path = f"/app/bin:{path}"
     base = {"PATH": path, "HOME": "/data", "USER": user.name, "LANG": "C.UTF-8"}
+    migration = descriptor.native.migration
+    if migration is not None and migration.socket:
+        base[_MIGRATION_SOCKET] = migration.socket
     return base | dict(descriptor.native.env) | dict(extra or {})
 
 

@@ -25,6 +25,7 @@ class InterfaceRequest(msgspec.Struct, frozen=True):
     gateway: str
     mac: str | None = None
     bandwidth_mbit: int = 0  # in each direction; 0 = unlimited
+    network: str = ""  # the UUID of a virtual network; "" = the node's own
 
 
 class Attached(msgspec.Struct, frozen=True):
@@ -35,6 +36,8 @@ class Attached(msgspec.Struct, frozen=True):
     index: int
     mac: str
     address: str
+    network: str = ""
+    connected: bool = True  # False: taken off its network on request
 
 
 class PortRequest(msgspec.Struct, frozen=True):
@@ -130,6 +133,40 @@ class Mending(Protocol):
 
     def published_addresses(self) -> set[str]:
         """Return the addresses that ports of the host lead to."""
+        ...
+
+
+class VirtualBridges(Protocol):
+    """The virtual networks that a node has, by their UUIDs."""
+
+    def make(self, uuid: str) -> int:
+        """Make what interfaces of the network are put on; return its ifindex; idempotent."""
+        ...
+
+    def remove(self, uuid: str) -> None:
+        """Remove it; refuses while interfaces are on it."""
+        ...
+
+    def present(self) -> list[str]:
+        """Return the networks that the node has."""
+        ...
+
+    def connect(self, attached: Attached) -> None:
+        """Put an interface that was taken off its network on it again; safe twice."""
+        ...
+
+    def disconnect(self, attached: Attached) -> None:
+        """Take an interface off its network; safe twice."""
+        ...
+
+
+@runtime_checkable
+class WithVirtualNetworks(Protocol):
+    """A NetworkManager that can put interfaces on other networks than the node's own."""
+
+    @property
+    def virtual(self) -> VirtualBridges:
+        """Those other networks."""
         ...
 
 

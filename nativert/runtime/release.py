@@ -11,7 +11,7 @@ import re
 import signal
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from nativert.errors import Code, StepError
 from nativert.isolation import process
@@ -20,7 +20,7 @@ from nativert.launcher.client import Channel
 from nativert.runtime.context import Context
 from nativert.runtime.failpoints import failpoint
 from nativert.runtime.protocols import Attached
-from nativert.store.boot import Facts
+from nativert.store.boot import Facts, LinkFacts
 from nativert.store.durable import Row
 
 _INIT_TIMEOUT_S = 10.0
@@ -30,7 +30,18 @@ _SERVED = re.compile(r"/i/([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})(?: \(del
 def attached(facts: Facts) -> tuple[Attached, ...]:
     """Return the interfaces that facts name."""
     return tuple(
-        Attached(link.name, link.link, link.index, link.mac, link.address) for link in facts.links
+        Attached(
+            link.name, link.link, link.index, link.mac, link.address, link.network, link.connected
+        )
+        for link in facts.links
+    )
+
+
+def noted(attached: Iterable[Attached]) -> tuple[LinkFacts, ...]:
+    """Return what facts say of interfaces."""
+    return tuple(
+        LinkFacts(a.name, a.link, a.index, a.mac, a.address, a.network, a.connected)
+        for a in attached
     )
 
 

@@ -230,7 +230,8 @@ class _Restoring:
         return claimed
 
     def _renumber(self, path: Path, old: NodeFile, new: NodeFile, moved: Mapping[int, int]) -> None:
-        offset = int(IPv4Network(new.subnet)[0]) - int(IPv4Network(old.subnet)[0])
+        pool = IPv4Network(old.subnet)
+        offset = int(IPv4Network(new.subnet)[0]) - int(pool[0])
         with (
             database.typed_errors(path),
             contextlib.closing(database.open_existing(path)) as store,
@@ -239,7 +240,11 @@ class _Restoring:
             # Nothing of that boot is true here, even where it is the same boot.
             store.execute("UPDATE instances SET boot_id = 'restored'")
             if offset:
-                store.execute("UPDATE addresses SET address = address + ?", (offset,))
+                # Those of virtual networks are of subnets of their own.
+                store.execute(
+                    "UPDATE addresses SET address = address + ? WHERE address BETWEEN ? AND ?",
+                    (offset, int(pool[0]), int(pool[-1])),
+                )
             _move_ranges(store, moved)
             store.execute("COMMIT")
             store.execute("PRAGMA journal_mode = DELETE")

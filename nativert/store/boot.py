@@ -36,6 +36,10 @@ class LinkFacts(msgspec.Struct, frozen=True):
     index: int
     mac: str
     address: str
+    # UUID of the virtual network that it is on, empty where that is the node's own; and whether it
+    # was taken off it on request.
+    network: str = ""
+    connected: bool = True
 
 
 class PortFacts(msgspec.Struct, frozen=True):

@@ -26,6 +26,14 @@ class Catalog(Journal):
         with self._transaction() as connection:
             connection.execute("INSERT OR REPLACE INTO catalog VALUES (?, ?, ?)", entry)
 
+    def entry(self, path: str) -> Entry | None:
+        """Return the entry of a path, also one that says that it was deleted."""
+        with self._reading() as connection:
+            found = connection.execute(
+                "SELECT path, stamp, value FROM catalog WHERE path = ?", (path,)
+            ).fetchone()
+        return None if found is None else Entry(*found)
+
     def entries(self) -> list[Entry]:
         """Return every entry, deletions too, by path."""
         with self._reading() as connection:

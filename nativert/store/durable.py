@@ -64,6 +64,7 @@ class Store(Fences, Catalog):
         blocks: Sequence[int],
         interfaces: Sequence[str] = (),
         addresses: Mapping[str, str] | None = None,
+        networks: Mapping[str, IPv4Network] | None = None,
         limits: str | None = None,
         more_blocks: Callable[[], Sequence[int]] | None = None,
         event: tuple[str, str] | None = None,
@@ -73,7 +74,8 @@ class Store(Fences, Catalog):
         """Enter an instance, with an id range, and an address and a link per interface.
 
         *more_blocks* is asked once, outside of the transaction, when *blocks* are used up.
-        *addresses* by interface are given where they are of *subnet* and free. *event* is
+        *networks* has the subnet of interfaces that are not of *subnet*; *addresses* by
+        interface are given where they are of their subnet and free. *event* is
         (kind, JSON). Raises NativertError: NAME_TAKEN, ADDRESS_EXHAUSTED,
         IDS_EXHAUSTED; DescriptorError for what is no UUID, and for two interfaces of one name.
         """
@@ -107,7 +109,11 @@ class Store(Fences, Catalog):
                 raise_fence(connection, uuid, fence)
                 for position, interface in enumerate(interfaces):
                     allocation.take_address(
-                        connection, subnet, uuid, interface, (addresses or {}).get(interface)
+                        connection,
+                        (networks or {}).get(interface, subnet),
+                        uuid,
+                        interface,
+                        (addresses or {}).get(interface),
                     )
                     allocation.take_link(connection, uuid, interface, position)
                 self._append(connection, uuid, event)
@@ -127,6 +133,7 @@ class Store(Fences, Catalog):
             blocks=more_blocks(),
             interfaces=interfaces,
             addresses=addresses,
+            networks=networks,
             limits=limits,
             event=event,
             moving=moving,

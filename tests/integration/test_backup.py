@@ -17,10 +17,12 @@ from nodes import MakeNode, make_descriptor, run_inside, start, tag_of, until
 
 from nativert.errors import NativertError
 from nativert.runtime import restore as restoring
+from nativert.runtime import virtual_networks
 from nativert.runtime.backup import save
 from nativert.runtime.backup_archive import opened, verify
 from nativert.runtime.node import Node
 from nativert.runtime.restore import restore
+from nativert.store.catalog import Entry
 from nativert.store.claims import Claims
 from nativert.store.locks import NodeLock
 from nativert.store.paths import Paths
@@ -34,6 +36,7 @@ Cli = Callable[..., subprocess.CompletedProcess[str]]
 # node over another state of itself.
 STEPS = ("_move", "_without_foreign", "_moved_blocks", "_move_ranges")
 STEPS_TAKEN = 12
+NETWORK = "6cc2aa30-1dcf-4c93-a57e-433fd0bd498e"
 WRITE = "echo kept > /data/file; mkdir -p /data/deep; ln -s /etc/hostname /data/deep/link; echo up"
 
 
@@ -108,6 +111,15 @@ def test_claims_that_others_have_here_are_replaced(
         node.clean(instance)
         first, old = range_of(node, instance), node.identity
         address = node.context.store.find(instance).interfaces[0].address
+        network = {"uuid": NETWORK, "ip_configuration": {"subnet": "192.168.7.0/24"}}
+        path = virtual_networks.CATALOG.format(uuid=NETWORK)
+        node.context.store.enter(Entry(path, "1/1", json.dumps(network)))
+        points, faces = [{"id": "cp", "vld_ref": NETWORK}], [{"name": "eth0", "cp_id": "cp"}]
+        on_it = make_descriptor(
+            name="on-it", shell=WRITE, connection_points=points, interfaces=faces
+        )
+        node.define(on_it)
+        kept = node.context.store.find("on-it").interfaces[0].address
         save(Paths(root), file, data=True)
         node.gc()
     lose(root)
@@ -143,6 +155,8 @@ def test_claims_that_others_have_here_are_replaced(
         now = node.context.store.find(instance).interfaces[0].address
         assert now != address
         assert now.rsplit(".", 1)[1] == address.rsplit(".", 1)[1]
+        assert node.context.store.find("on-it").interfaces[0].address == kept
+        assert kept.startswith("192.168.7.")
         node.configure(instance)
         assert run_inside(node, instance, "/bin/cat", "/data/file") == (0, "kept\n")
     finally:

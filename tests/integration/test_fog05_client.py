@@ -270,6 +270,38 @@ def test_who_waits_for_a_run_is_told_when_the_agent_ends(
     assert node.get(instance).state == "RUNNING"
 
 
+def test_who_waits_for_a_run_is_told_when_the_agent_is_killed(
+    agent: Agent, port: int, node: Node
+) -> None:
+    with client(port) as api:
+        instance = define(api, node.identity.id, shell=SLEEP)
+        in_time(lambda: api.fdu.configure(instance))
+        running = api.fdu.run(instance)
+        until(lambda: node.get(instance).state == "RUNNING", what="it runs")
+        agent.process.kill()
+        agent.process.wait(LONG)
+        with pytest.raises(ValueError, match=r"^11$"):
+            in_time(running.get_result)
+    assert node.get(instance).state == "RUNNING"
+
+
+def test_a_run_of_what_is_nowhere_or_runs_already_is_refused(api: FIMAPI, node: Node) -> None:
+    nowhere = api.fdu.run(str(uuid.uuid4()))
+    with pytest.raises(ValueError, match=r"^11$"):
+        in_time(nowhere.get_result)
+    wait = "until [ -e go ]; do sleep 0.05; done; exit 4"
+    instance = define(api, node.identity.id, shell=wait)
+    in_time(lambda: api.fdu.configure(instance))
+    running = api.fdu.run(instance)
+    until(lambda: node.get(instance).state == "RUNNING", what="it runs")
+    # The client itself does not know that it has asked for that already.
+    again = api.fdu.run(instance)
+    with pytest.raises(ValueError, match=r"^10$"):
+        in_time(again.get_result)
+    (node._context.paths.instance_lib(instance) / "data/go").touch()
+    assert in_time(running.get_result) == (4, "")
+
+
 def test_the_log_of_the_agent_has_no_traceback(api: FIMAPI, agent: Agent, node: Node) -> None:
     instance = define(api, node.identity.id, shell=SLEEP)
     in_time(lambda: api.fdu.configure(instance))

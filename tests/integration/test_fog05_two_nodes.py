@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -77,6 +78,85 @@ def test_an_fdu_is_defined_and_run_on_either_node(pair: Pair) -> None:
     for instance in found.values():
         in_time(lambda: api.fdu.terminate(instance))  # noqa: B023
     until(lambda: not any(node.list() for node in pair.nodes), deadline_s=LONG, what="gone")
+
+
+def test_a_client_at_one_node_has_the_whole_life_of_an_instance_at_the_other(pair: Pair) -> None:
+    api, there = pair.api(), pair.nodes[1]
+    until(sees(api, *pair.ids), deadline_s=LONG, what="both nodes are seen")
+    shell = 'echo "$WORD"; echo kept > /data/kept; [ -z "$STAY" ] || sleep 1000; exit 7'
+    fdu = in_time(lambda: api.fdu.onboard(descriptor(name="far", shell=shell))).get_uuid()
+    until(lambda: pair.api(1).fdu.list() == [fdu], deadline_s=LONG, what="the catalog is there")
+    instance = in_time(lambda: api.fdu.define(fdu, pair.ids[1])).get_uuid()
+
+    def status() -> str:
+        return str(in_time(lambda: api.fdu.instance_info(instance)).get_status())
+
+    def refused(call: Callable[[], object]) -> None:
+        began = time.monotonic()
+        with pytest.raises(ValueError, match="10"):
+            in_time(call)
+        # Who asks what nobody answers is told so after ten seconds.
+        assert time.monotonic() - began < scale.seconds(8)
+
+    assert there.get(instance).state == "DEFINED"
+    for early in (api.fdu.log, api.fdu.start, api.fdu.pause, api.fdu.resume):
+        refused(lambda: early(instance))  # noqa: B023
+    in_time(lambda: api.fdu.configure(instance))
+    code, log = in_time(api.fdu.run(instance, "WORD=a=b").get_result)
+    assert (code, log) == (7, "a=b\n")
+    assert in_time(lambda: api.fdu.ls(instance)) == ["kept"]
+    assert in_time(lambda: api.fdu.get_file(instance, "kept")) == "kept\n"
+    with pytest.raises(ValueError, match=r"^-?[0-9]+$"):
+        in_time(lambda: api.fdu.get_file(instance, "../../etc/passwd"))
+    in_time(lambda: api.fdu.start(instance, "WORD=second,STAY=1"))
+    assert status() == "RUN"
+    in_time(lambda: api.fdu.pause(instance))
+    assert (status(), there.get(instance).state) == ("PAUSE", "PAUSED")
+    refused(lambda: api.fdu.start(instance))
+    refused(lambda: api.fdu.clean(instance))
+    in_time(lambda: api.fdu.resume(instance))
+    assert (status(), there.get(instance).state) == ("RUN", "RUNNING")
+    in_time(lambda: api.fdu.stop(instance))
+    assert status() == "CONFIGURE"
+    in_time(lambda: api.fdu.clean(instance))
+    assert status() == "DEFINE"
+    in_time(lambda: api.fdu.undefine(instance))
+    until(lambda: there.list() == [], deadline_s=LONG, what="it is gone")
+    another = in_time(lambda: api.fdu.instantiate(fdu, pair.ids[1])).get_uuid()
+    assert in_time(lambda: api.fdu.list_node(pair.ids[1])) == [fdu]
+    assert in_time(lambda: api.fdu.info(fdu)).get_name() == "far"
+    assert in_time(lambda: api.fdu.get_nodes(fdu)) == [pair.ids[1]]
+    assert in_time(lambda: api.fdu.instance_list(fdu)) == {pair.ids[1]: [another]}
+    until(lambda: there.get(another).state == "CONFIGURED", deadline_s=LONG, what="its end")
+    in_time(lambda: api.fdu.clean(another))
+    in_time(lambda: api.fdu.undefine(another))
+    until(lambda: there.list() == [], deadline_s=LONG, what="it is gone too")
+    assert pair.nodes[0].list() == []
+
+
+def test_ten_runs_at_once_on_two_nodes_do_not_wait_for_each_other(pair: Pair) -> None:
+    count, api = 10, pair.api()
+    until(sees(api, *pair.ids), deadline_s=LONG, what="both nodes are seen")
+    wait = 'until [ -e go ]; do sleep 0.05; done; exit "$N"'
+    fdu = in_time(lambda: api.fdu.onboard(descriptor(shell=wait))).get_uuid()
+    until(lambda: pair.api(1).fdu.list() == [fdu], deadline_s=LONG, what="the catalog is there")
+    instances: list[tuple[Node, str]] = []
+    for number in range(count):
+        at = number % 2
+        record = in_time(lambda: api.fdu.define(fdu, pair.ids[at]))  # noqa: B023
+        instances.append((pair.nodes[at], record.get_uuid()))
+        in_time(lambda: api.fdu.configure(instances[-1][1]))
+    # The client's own pool has as many threads as the machine has processors, and four.
+    api.executor._max_workers = count
+    running = [api.fdu.run(one, f"N={number}") for number, (_, one) in enumerate(instances)]
+    until(
+        lambda: all(node.get(one).state == "RUNNING" for node, one in instances),
+        deadline_s=LONG,
+        what="all of them run at once",
+    )
+    for node, one in instances:
+        (node._context.paths.instance_lib(one) / "data/go").touch()
+    assert [in_time(each.get_result)[0] for each in running] == list(range(count))
 
 
 def test_scheduling_uses_the_nodes_that_can(pair: Pair) -> None:

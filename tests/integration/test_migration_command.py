@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 import scale
 from agents import serving
 from fog05_clients import FIMAPI, client, config, descriptor, free_port, in_time
-from nodes import CLI, MakeNode, make_descriptor, make_document, start, until
+from nodes import CLI, MakeNode, address, make_descriptor, make_document, start, until
 
 from nativert.runtime.node import Node
 
@@ -22,6 +23,7 @@ pytestmark = [pytest.mark.root, pytest.mark.netns]
 
 APP = "echo run >> /data/runs; echo up; exec sleep 1000"
 LONG = scale.LONG_S
+EXAMPLE = Path(__file__).parents[2] / "examples/migration.yaml"
 
 
 class Two:
@@ -40,7 +42,10 @@ class Two:
             stack.enter_context(serving(self.roots[number], config=config(own, other)))
 
     def api(self) -> FIMAPI:
-        return self._stack.enter_context(client(self.ports[0]))
+        return self.api_of(0)
+
+    def api_of(self, number: int) -> FIMAPI:
+        return self._stack.enter_context(client(self.ports[number]))
 
     def command(self, number: int, *words: str) -> subprocess.CompletedProcess[str]:
         environment = os.environ | {"NATIVERT_ROOT": str(self.roots[number])}
@@ -100,6 +105,27 @@ def test_who_is_looked_after_here_is_looked_after_there(two: Two, tmp_path: Path
     until(lambda: runs(two.nodes[1], uuid) == "run\n" * 3, what="the third run")
 
 
+def numbers(node: Node, uuid: str) -> list[int]:
+    return [int(line.text) for line in node.logs(uuid)]
+
+
+@pytest.mark.apps
+def test_the_example_counts_on_where_it_was_told_to_stop(two: Two) -> None:
+    until(met(two), deadline_s=LONG, what="both nodes are seen")
+    ran = two.command(0, "run", "-d", str(EXAMPLE))
+    assert ran.returncode == 0, ran.stderr
+    uuid = ran.stdout.strip()
+    until(lambda: len(numbers(two.nodes[0], uuid)) >= 2, deadline_s=LONG, what="two numbers")
+    counted = numbers(two.nodes[0], uuid)
+    assert counted == list(range(1, len(counted) + 1))
+    moved = two.command(0, "migrate", "counter", two.ids[1])
+    assert moved.returncode == 0, moved.stderr
+    until(lambda: len(numbers(two.nodes[1], uuid)) >= 2, deadline_s=LONG, what="two more")
+    left = int(two.nodes[1].read(uuid, "count", limit=100))
+    assert left >= counted[-1]
+    assert numbers(two.nodes[1], uuid)[:2] == [left + 1, left + 2]
+
+
 def test_what_cannot_be_moved_is_refused_and_stays(two: Two) -> None:
     until(met(two), deadline_s=LONG, what="both nodes are seen")
     uuid = start(two.nodes[0], name="mover", shell=APP)
@@ -125,6 +151,32 @@ def test_without_an_agent_nothing_is_moved(
     refused = cli("migrate", "mover", "elsewhere")
     assert refused.returncode == 5
     assert "nobody here reaches other nodes" in refused.stderr
+
+
+def test_who_is_on_a_virtual_network_is_on_it_there_with_the_same_address(two: Two) -> None:
+    until(met(two), deadline_s=LONG, what="both nodes are seen")
+    api, net = two.api(), str(uuid.uuid4())
+    configuration = {"ip_version": "IPV4", "subnet": "192.168.9.0/24"}
+    told = {"uuid": net, "name": "cell", "net_type": "ELAN", "ip_configuration": configuration}
+    in_time(lambda: api.network.add_network(told))
+    until(
+        lambda: any(each["uuid"] == net for each in in_time(two.api_of(1).network.list)),
+        deadline_s=LONG,
+        what="the network is in both catalogs",
+    )
+    points = [{"id": "cp0", "name": "cp0", "vld_ref": net}]
+    faces = [{"name": "eth0", "cp_id": "cp0"}]
+    document = descriptor(name="mover", shell=APP, connection_points=points, interfaces=faces)
+    fdu = in_time(lambda: api.fdu.onboard(document)).get_uuid()
+    instance = in_time(lambda: api.fdu.define(fdu, two.ids[0])).get_uuid()
+    in_time(lambda: api.fdu.configure(instance))
+    in_time(lambda: api.fdu.start(instance))
+    before = address(two.nodes[0], instance)
+    assert before.startswith("192.168.9.")
+    in_time(lambda: api.fdu.migrate(instance, two.ids[1]))
+    assert address(two.nodes[1], instance) == before
+    (point,) = two.nodes[1].inspect(instance)["connection_points"]  # type: ignore[misc]
+    assert point["status"] == "CONNECTED"
 
 
 def test_fog05s_own_client_moves_an_fdu(two: Two) -> None:

@@ -96,6 +96,20 @@ def test_get_leaves_the_directory_for_nobody(driver: Driver, name: str) -> None:
     assert "result" not in reply
 
 
+def test_get_is_bounded_and_of_text(driver: Driver) -> None:
+    shell = "printf '\\377' > bytes; truncate -s 65M long; echo é > text; exit 0"
+    instance = driver.define(shell=shell)
+    driver.want(instance, "CONFIGURE")
+    driver.until(instance, "CONFIGURE")
+    assert driver.ask(instance, "run", env="") == {"result": "0"}
+    assert driver.ask(instance, "get", filename="text") == {"result": "é\n"}
+    for name in ("bytes", "long"):
+        reply = driver.ask(instance, "get", filename=name)
+        assert isinstance(reply["error"], int)
+        assert reply["error"] != 0
+        assert name in reply["error_msg"]
+
+
 def test_ten_blocking_runs_do_not_wait_for_each_other(driver: Driver) -> None:
     instances = []
     for index in range(10):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from collections.abc import Callable, Iterator
@@ -26,14 +27,17 @@ from nodes import (
 from nativert.isolation.cgroups.limits import Entry, Limits
 from nativert.isolation.network import nftables
 from nativert.launcher.client import Channel
+from nativert.runtime import virtual_networks
 from nativert.runtime.node import Node
 from nativert.runtime.protocols import Mending
 from nativert.runtime.supervision.reconcile import Reconciler
 from nativert.runtime.supervision.supervisor import Supervisor
+from nativert.store.catalog import Entry as CatalogEntry
 
 pytestmark = [pytest.mark.root, pytest.mark.netns]
 
 SLEEP = "exec sleep 1000"
+NETWORK = "6cc2aa30-1dcf-4c93-a57e-433fd0bd498e"
 SERVER = (
     "import http.server as h; h.HTTPServer(('', 80), h.SimpleHTTPRequestHandler).serve_forever()"
 )
@@ -203,6 +207,41 @@ def published(node: Node) -> tuple[str, Callable[[], bool]]:
 
     until(answers, what="the server answers")
     return app, answers
+
+
+def test_a_virtual_network_is_put_back_and_who_was_taken_off_it_is_not(supervised: Node) -> None:
+    path = virtual_networks.CATALOG.format(uuid=NETWORK)
+    told_of = {"uuid": NETWORK, "ip_configuration": {"subnet": "192.168.7.0/24"}}
+    supervised.context.store.enter(CatalogEntry(path, "1/1", json.dumps(told_of)))
+    points, faces = [{"id": "cp", "vld_ref": NETWORK}], [{"name": "eth0", "cp_id": "cp"}]
+    app = start(supervised, shell=SLEEP, connection_points=points, interfaces=faces)
+    native: Any = supervised.inspect(app)["native"]
+    link = native["interfaces"][0]["link"]
+    bridge = next(
+        name
+        for name in os.listdir("/sys/class/net")
+        if name.startswith(f"nw{supervised.identity.tag}")
+    )
+    port = Path(f"/sys/class/net/{bridge}/brif/{link}")
+    assert port.exists()
+    run_quietly("ip", "link", "set", link, "nomaster")
+    until(port.exists, what="it is on its network again")
+    run_quietly("ip", "link", "delete", bridge)
+    until(port.exists, what="the network is back, and it is on it")
+    run_quietly("ip", "link", "delete", link)
+    until(port.exists, what="its link is made anew, on its network")
+    supervised.connect(app, "cp", "")
+    assert not port.exists()
+    run_quietly("ip", "link", "set", link, "master", bridge)
+    until(lambda: not port.exists(), what="it is off again")
+    repairs = {
+        f"link {link} was taken off its network",
+        f"bridge {bridge} was removed",
+        f"link {link} was put on its network",
+    }
+    until(lambda: repairs <= set(told(supervised, "repaired")), what="the repairs are told")
+    supervised.connect(app, "cp", NETWORK)
+    assert port.exists()
 
 
 @pytest.mark.parametrize("what", ["table", "rules", "ports", "veth", "bridge", "off-the-bridge"])

@@ -70,6 +70,8 @@ class SharedCatalog:
         if sample.value is not None and not _is_object(sample):
             LOGGER.warning("%s: not taken over: it is not a JSON object", sample.path)
             return
+        if _asks_removal(sample):
+            sample = Sample(sample.path, None, sample.stamp)
         self._take(sample)
         if sample.path.startswith(paths.DESIRED):
             self._take(Sample(paths.ACTUAL + sample.path[len(paths.DESIRED):], sample.value,
@@ -97,6 +99,13 @@ class SharedCatalog:
             return
         for entry in entries:
             self._told(_sample(entry))
+
+
+def _asks_removal(sample: Sample) -> bool:
+    # The client takes a connection point away by putting it once more, with this status.
+    if sample.value is None or not sample.path.startswith(f"{paths.DESIRED}/networks/ports/"):
+        return False
+    return bool(msgspec.json.decode(sample.value).get("status") == "remove")
 
 
 def _is_object(sample: Sample) -> bool:

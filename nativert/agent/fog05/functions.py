@@ -13,6 +13,7 @@ import msgspec
 from nativert.agent.fog05 import paths
 from nativert.agent.fog05.catalog import SharedCatalog
 from nativert.agent.fog05.hypervisors import Hypervisors
+from nativert.agent.fog05.networks import NO_ROUTERS
 from nativert.agent.fog05.records import Records
 from nativert.errors import Code, DescriptorError, NativertError
 from nativert.fdu import descriptor as descriptors
@@ -23,22 +24,22 @@ from nativert.plugin.string_api import arguments, result_of
 from nativert.plugin.zenoh_connector import ZenohConnector
 
 FUNCTIONS: Final = ("onboard_fdu", "define_fdu", "schedule", "check", "heartbeat")
-# A node has one bridge, on which every interface is: there is nothing to make or to join.
+_POINTS: Final = (
+    "an FDU's connection points are in its descriptor, and are made and removed with the instance"
+)
+_FLOATING: Final = "a node has no floating addresses: publish ports (native.network.ports)"
+# What no FDU uses: refused at once, whatever it is asked with.
 WITHOUT: Final = {
-    "create_node_network": Code.NETWORK,
-    "remove_node_network": Code.NETWORK,
-    "add_port_to_network": Code.NETWORK,
-    "remove_port_from_network": Code.NETWORK,
-    "create_cp": Code.PORT_TAKEN,
-    "remove_cp": Code.PORT_TAKEN,
-    "connect_cp_to_face": Code.PORT_TAKEN,
-    "disconnect_cp_from_face": Code.PORT_TAKEN,
-    "create_floating_ip": Code.PORT_TAKEN,
-    "delete_floating_ip": Code.PORT_TAKEN,
-    "assign_floating_ip": Code.PORT_TAKEN,
-    "remove_floating_ip": Code.PORT_TAKEN,
-    "add_router_port": Code.NETWORK,
-    "remove_router_port": Code.NETWORK,
+    "create_cp": (Code.PORT_TAKEN, _POINTS),
+    "remove_cp": (Code.PORT_TAKEN, _POINTS),
+    "connect_cp_to_face": (Code.PORT_TAKEN, _POINTS),
+    "disconnect_cp_from_face": (Code.PORT_TAKEN, _POINTS),
+    "create_floating_ip": (Code.PORT_TAKEN, _FLOATING),
+    "delete_floating_ip": (Code.PORT_TAKEN, _FLOATING),
+    "assign_floating_ip": (Code.PORT_TAKEN, _FLOATING),
+    "remove_floating_ip": (Code.PORT_TAKEN, _FLOATING),
+    "add_router_port": (Code.NETWORK, NO_ROUTERS),
+    "remove_router_port": (Code.NETWORK, NO_ROUTERS),
 }
 _DEFINE_S: Final = 30.0
 _CHECK_S: Final = 3.0

@@ -11,11 +11,12 @@ from typing import Final
 import msgspec
 
 from nativert.agent.config import Config, Zenoh
-from nativert.agent.fog05 import access, functions, node_info, paths, reaching
+from nativert.agent.fog05 import access, functions, networks, node_info, paths, reaching
 from nativert.agent.fog05.catalog import SharedCatalog
 from nativert.agent.fog05.forwarding import Forwarding
 from nativert.agent.fog05.functions import Functions
 from nativert.agent.fog05.hypervisors import Hypervisors
+from nativert.agent.fog05.networks import Networks
 from nativert.agent.fog05.records import Records
 from nativert.agent.logs import LOGGER
 from nativert.agent.moves import Moves
@@ -79,8 +80,14 @@ class Fog05:
         self._hypervisors = Hypervisors(connector, self._id)
         self._catalog = SharedCatalog(connector, context.store, self._id)
         self._forwarding = Forwarding(connector, self._id, self._status, self._settle)
+        self._networks = Networks(connector, self._id, node, context)
         self._records = Records(
-            connector, self._id, self._hypervisors, self._forwarding.add, self._forwarding.remove
+            connector,
+            self._id,
+            self._hypervisors,
+            self._forwarding.add,
+            self._forwarding.remove,
+            self._networks.told,
         )
         self._stopped = threading.Event()
         self._open = ExitStack()
@@ -117,12 +124,14 @@ class Fog05:
             self._hypervisors,
             self._fits,
         )
-        call = serve(methods(own, functions.FUNCTIONS))
-        for name in functions.FUNCTIONS:
-            self._answer(paths.function(self._id, name), partial(call, name))
-        for name, code in functions.WITHOUT.items():
-            text = f"{name}: a node's interfaces are on its bridge: it has no other networks"
-            refusal = failure(NativertError(text, code=code))
+        self._networks.start()
+        self._open.callback(self._networks.close)
+        for served, names in ((own, functions.FUNCTIONS), (self._networks, networks.FUNCTIONS)):
+            call = serve(methods(served, names))
+            for name in names:
+                self._answer(paths.function(self._id, name), partial(call, name))
+        for name, (code, reason) in functions.WITHOUT.items():
+            refusal = failure(NativertError(f"{name}: {reason}", code=code))
             self._answer(paths.function(self._id, name), partial(_refused, refusal))
         self._records.serve()
         name = self._context.name

@@ -26,7 +26,7 @@ _SETTLE_S: Final = 5.0
 
 
 class Records:
-    """`appears` is told (fdu, instance, plugin), `vanishes` (instance)."""
+    """`appears` is told (fdu, instance, plugin), `vanishes` (instance), `told` each record."""
 
     def __init__(
         self,
@@ -35,12 +35,14 @@ class Records:
         hypervisors: Hypervisors,
         appears: Callable[[str, str, str], None],
         vanishes: Callable[[str], None],
+        told: Callable[[keys.InstanceKey, dict[str, Any] | None], None] = lambda *_: None,
     ) -> None:
         self._connector = connector
         self._node_id = node_id
         self._hypervisors = hypervisors
         self._appears = appears
         self._vanishes = vanishes
+        self._told = told
         # What is found at the start comes beside what is said meanwhile.
         self._order = threading.Lock()
         self._changed = threading.Condition()
@@ -126,6 +128,7 @@ class Records:
         record = None if sample.value is None else msgspec.json.decode(sample.value)
         if record is None or record.get("status") == "UNDEFINE":
             self._vanishes(key.instance)
+            self._told(key, None)
             with self._changed:
                 self._status.pop(key.instance, None)
                 self._true.pop(key.instance, None)
@@ -137,6 +140,7 @@ class Records:
         self._publish(key, record, sample.value)
 
     def _publish(self, key: keys.InstanceKey, record: dict[str, Any], value: bytes) -> None:
+        self._told(key, record)
         self._connector.put(self._path(key), value)
         status = str(record.get("status"))
         with self._changed:

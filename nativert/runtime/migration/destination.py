@@ -15,7 +15,7 @@ from nativert.errors import Code, NativertError, UnknownInstanceError
 from nativert.fdu import descriptor as descriptors
 from nativert.fdu import record as records
 from nativert.fdu.states import State
-from nativert.runtime import edges
+from nativert.runtime import edges, virtual_networks
 from nativert.runtime.context import Context
 from nativert.runtime.failpoints import failpoint
 from nativert.runtime.migration import settling, source
@@ -230,6 +230,7 @@ class Destination:
             subnet=context.identity.subnet,
             blocks=context.identity.blocks,
             interfaces=[interface.name for interface in descriptor.interfaces],
+            networks=virtual_networks.subnets(context, descriptor),
             addresses=offer.addresses,
             limits=None if offer.limits is None else edges.encode(offer.limits),
             more_blocks=context.more_blocks,

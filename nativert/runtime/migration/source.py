@@ -15,13 +15,12 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from nativert.errors import Code, NativertError
-from nativert.fdu.attendance import Health
 from nativert.fdu.states import Event, Operation, State, through
 from nativert.runtime import edges
 from nativert.runtime import run as runs
-from nativert.runtime.context import Context, descriptor_of
+from nativert.runtime.context import Context
 from nativert.runtime.failpoints import failpoint
-from nativert.runtime.migration import parcel, settling
+from nativert.runtime.migration import parcel, settling, telling
 from nativert.runtime.migration.messages import Kind, Message, Transport
 from nativert.runtime.observe import Observed, look_here
 from nativert.runtime.protocols import Progress
@@ -190,31 +189,18 @@ class _Leaving:
         if here.event is not None or here.state is not State.RUNNING:
             gone = "it has ended" if here.event is Event.APPLICATION_ENDED else "it does not run"
             raise NativertError(f"{gone} before it was moved", code=Code.MIGRATE)
-        self._tell(here)
-        self._row = settling.enter(context, self._row, Phase.TAKE_OFF)
-        self._node.report(self._row, State.TAKE_OFF)
-        failpoint("migrate.stopping")
-        told = descriptor_of(self._row.descriptor, self._row.name).native.migration
-        instead = None
-        if told is not None and told.signal_number is not None:
-            instead = (told.signal_number, told.timeout_s)
-        here = look_here(context, self._row)
-        stopped = runs.stop(context, here, why="migrate", instead=instead)
-        self._row = stopped.row
+        assert here.facts is not None
+        with telling.told(context, self._row, here.facts):
+            self._row = settling.enter(context, self._row, Phase.TAKE_OFF)
+            self._node.report(self._row, State.TAKE_OFF)
+            failpoint("migrate.stopping")
+            asked = telling.asked(self._row)
+            instead = None
+            if asked is not None and asked.signal_number is not None:
+                instead = (asked.signal_number, asked.timeout_s)
+            here = look_here(context, self._row)
+            self._row = runs.stop(context, here, why="migrate", instead=instead).row
         failpoint("migrate.stopped")
-
-    def _tell(self, here: Observed) -> None:
-        """Have the application get ready; NativertError where it does not want to."""
-        told = descriptor_of(self._row.descriptor, self._row.name).native.migration
-        if told is None or not told.exec or here.facts is None:
-            return
-        from nativert.runtime.supervision.probe import probe
-
-        # The same as a check by a program: a time, and the end of what it says.
-        asked = Health(exec=told.exec, timeout=told.timeout)
-        ready, text = probe(self._context, self._row, here.facts, asked)
-        if not ready:
-            raise NativertError(f"it is not ready to be moved: {text}", code=Code.MIGRATE)
 
     def _send(self) -> None:
         silence_s = self._patience.silence_s

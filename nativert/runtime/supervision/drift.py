@@ -17,9 +17,9 @@ from nativert.runtime import limits as limits_of
 from nativert.runtime.context import Context, cgroup_name, descriptor_of
 from nativert.runtime.interfaces import interface_requests
 from nativert.runtime.observe import Observed
-from nativert.runtime.release import attached
+from nativert.runtime.release import attached, noted
 from nativert.store import boot
-from nativert.store.boot import Facts, LinkFacts
+from nativert.store.boot import Facts
 
 # What was written and what was found, where the kernel reads back something else.
 Accepted = dict[str, tuple[Limits, Limits]]
@@ -228,8 +228,4 @@ def _links(context: Context, seen: Observed, facts: Facts) -> Facts:
     finally:
         os.close(netns)
     known = {each.name: each for each in (*attached(facts), *made)}
-    links = tuple(
-        LinkFacts(a.name, a.link, a.index, a.mac, a.address)
-        for a in (known[link.name] for link in facts.links)
-    )
-    return msgspec.structs.replace(facts, links=links)
+    return msgspec.structs.replace(facts, links=noted(known[link.name] for link in facts.links))

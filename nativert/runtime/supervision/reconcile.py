@@ -16,7 +16,9 @@ from nativert.errors import NativertError
 from nativert.fdu.states import State
 from nativert.runtime import edges
 from nativert.runtime import limits as limits_of
+from nativert.runtime.context import descriptor_of
 from nativert.runtime.failpoints import failpoint
+from nativert.runtime.interfaces import published_address
 from nativert.runtime.observe import Observed
 from nativert.runtime.protocols import Mending, PortRequest
 from nativert.runtime.release import attached
@@ -94,7 +96,7 @@ class Reconciler:
             return ""
         links = [link for seen in connected if seen.facts for link in attached(seen.facts)]
         ports = {
-            seen.row.interfaces[0].address: [
+            published_address(seen.row, descriptor_of(seen.row.descriptor, seen.row.name)): [
                 PortRequest(p.host_ip, p.host_port, p.instance_port, p.protocol)
                 for p in seen.facts.ports
             ]

@@ -96,7 +96,7 @@ def test_an_fdu_of_another_plugin_is_defined_with_records_of_its_parts(
         ("onboard_fdu", {"descriptor": "{"}, "is not JSON"),
         ("onboard_fdu", {"descriptor": "{}"}, "id: is required"),
         ("onboard_fdu", arguments(descriptor=LXD | {"uuid": "a/b"}), "uuid"),
-        ("onboard_fdu", arguments(descriptor=LXD | {"hypervisor": "BARE"}), "no connection points"),
+        ("onboard_fdu", arguments(descriptor=LXD | {"hypervisor": "BARE"}), "no storage quotas"),
     ],
 )
 def test_what_is_wrong_is_refused_with_a_number(

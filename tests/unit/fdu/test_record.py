@@ -101,6 +101,9 @@ def test_new_record_of_each_valid_descriptor(path: Path) -> None:
     assert [each.vintf_name for each in record.interfaces] == [
         each.name for each in descriptor.interfaces
     ]
+    assert (record.image is None) == (descriptor.image is None)
+    if record.image is not None and descriptor.image is not None:
+        assert record.image.uri == descriptor.image.uri
     assert records.decode(records.encode(record), source="test") == record
     # fog05 checks the form of an address or UUID that is there, so empty ones must not be.
     assert '"mac_address":""' not in records.encode(record).decode()

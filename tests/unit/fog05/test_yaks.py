@@ -112,6 +112,17 @@ def test_evals_are_asked_as_fog05_writes_it(node: ZenohConnector, workspace: Wor
     assert "access control" in str(refused.value)
 
 
+def test_a_run_that_nobody_answers_has_that_as_its_answer(
+    node: ZenohConnector, workspace: Workspace
+) -> None:
+    (entry,) = workspace.get("/agfos/*/fdu/*/instances/i/run/?(env=)")
+    value = entry.get_value()
+    assert value is not None
+    said = json.loads(value.get_value())
+    assert said["error"] == Code.NOT_FOUND.fog05
+    assert "nobody answers" in said["error_msg"]
+
+
 def test_what_is_desired_and_no_node_takes_is_an_error(
     node: ZenohConnector, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,6 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nativert.errors import Code, DescriptorError, NativertError
+from nativert.fdu import descriptor as descriptors
+from nativert.fdu import record as fdu_records
 from nativert.plugin import keys, manifest, requests
 from nativert.plugin.connector import matches
 from nativert.plugin.instance_evals import parse_env
@@ -86,7 +88,8 @@ def test_the_catalog_has_what_a_record_has_not() -> None:
     [
         ({"hypervisor": "LXD"}, "hypervisor"),
         ({"storage": [{"uuid": INSTANCE, "storage_id": "x"}]}, "storage"),
-        ({"connection_points": [{"uuid": INSTANCE}]}, "connection_points"),
+        ({"connection_points": [{"uuid": INSTANCE}]}, "connection_points[0].id"),
+        ({"connection_points": [5]}, "connection_points[0]"),
         ({"interfaces": [{"name": "eth0", "cp_id": INSTANCE}]}, "interfaces[0].cp_id"),
         ({"interfaces": ["eth0"]}, "interfaces[0]"),
         ({"interfaces": 5}, "interfaces"),
@@ -98,6 +101,20 @@ def test_what_is_not_carried_out_is_refused_by_name(fields: dict[str, Any], wher
     with pytest.raises(DescriptorError) as e:
         requests.descriptor_of(record(**fields), {})
     assert e.value.field == where
+
+
+def test_points_and_who_is_at_them_come_back_from_a_record() -> None:
+    point = {"id": "cp0", "vld_ref": INSTANCE, "cp_type": "VPORT"}
+    asked = {
+        "id": "a", "name": "a", "hypervisor": "BARE", "command": {"binary": "/bin/true"},
+        "connection_points": [point], "interfaces": [{"name": "eth0", "cp_id": "cp0"}],
+    }  # fmt: skip
+    before = descriptors.decode(json.dumps(asked).encode(), source="test")
+    made = fdu_records.to_builtins(fdu_records.new_record(before, INSTANCE, before.fdu_uuid))
+    assert made["interfaces"][0]["cp_id"] == made["connection_points"][0]["uuid"] != "cp0"
+    after = requests.descriptor_of(made, {"id": "a", "name": "a"})
+    assert after.networks == before.networks == {"eth0": INSTANCE}
+    assert after.interfaces == before.interfaces
 
 
 def test_a_scale_without_limits_is_refused() -> None:
