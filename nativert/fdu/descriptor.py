@@ -195,7 +195,6 @@ class Descriptor(Part, frozen=True):
         "hypervisor": dict.fromkeys(
             ("LXD", "KVM", "KVM_UK", "XEN", "XEN_UK", "MCU", "DOCKER", "ROS2"), _BY_NAME
         ),
-        "migration_kind": {"LIVE": "the state of a process cannot be moved"},
     }
 
     id: Name
@@ -206,7 +205,7 @@ class Descriptor(Part, frozen=True):
     image: Image | None = None
     command: Command | None = None
     computation_requirements: ComputationRequirements = ComputationRequirements()
-    migration_kind: Literal["COLD"] = "COLD"
+    migration_kind: Literal["COLD", "LIVE"] = "COLD"
     configuration: Configuration | None = None
     interfaces: Annotated[tuple[Interface, ...], Meta(max_length=MAX_INTERFACES)] = ()
     depends_on: Annotated[tuple[Name, ...], Meta(max_length=MAX_DEPENDENCIES)] = ()

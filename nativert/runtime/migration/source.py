@@ -21,7 +21,7 @@ from nativert.runtime import edges
 from nativert.runtime import run as runs
 from nativert.runtime.context import Context, descriptor_of
 from nativert.runtime.failpoints import failpoint
-from nativert.runtime.migration import parcel, settling
+from nativert.runtime.migration import live, parcel, preflight, settling
 from nativert.runtime.migration.messages import Kind, Message, Transport
 from nativert.runtime.observe import Observed, look_here
 from nativert.runtime.protocols import Progress
@@ -117,7 +117,7 @@ class _Leaving:
         self._row = row
         self._move = settling.move_of(row)
         self._progress = progress
-        self._data = self._context.paths.instance_lib(row.uuid) / parcel.DATA
+        self._directory = self._context.paths.instance_lib(row.uuid)
 
     def carry_out(self) -> tuple[Observed, dict[str, Any]]:
         """Do all of it; what it says where it stays here is a NativertError."""
@@ -174,8 +174,12 @@ class _Leaving:
             "limits": limits,
             "env": None if row.env is None else msgspec.json.decode(row.env),
             "addresses": {one.name: one.address for one in row.interfaces},
-            "bytes": parcel.size(self._data),
+            "bytes": parcel.size(self._directory / parcel.DATA),
         }
+        if live.wanted(row):
+            here = look_here(self._context, row)
+            body["live"] = msgspec.to_builtins(preflight.offer(self._context, here))
+            body["bytes"] += self._context.cgroup(row.uuid).usage().memory_bytes or 0
         self._until(
             self._say(Kind.PREPARE, body),
             {Kind.READY},
@@ -199,6 +203,10 @@ class _Leaving:
         if told is not None and told.signal_number is not None:
             instead = (told.signal_number, told.timeout_s)
         here = look_here(context, self._row)
+        if live.wanted(self._row):
+            live.dump(context, here)
+            failpoint("migrate.stopped")
+            return
         stopped = runs.stop(context, here, why="migrate", instead=instead)
         self._row = stopped.row
         failpoint("migrate.stopped")
@@ -218,7 +226,9 @@ class _Leaving:
 
     def _send(self) -> None:
         silence_s = self._patience.silence_s
-        total = parcel.size(self._data)
+        total = sum(
+            parcel.size(self._directory / part) for part in (parcel.DATA, parcel.CHECKPOINT)
+        )
 
         def send(offset: int, piece: bytes) -> None:
             chunk = self._say(Kind.CHUNK, {"offset": offset}, piece)
@@ -227,7 +237,7 @@ class _Leaving:
                 self._progress(min(offset + len(piece), total), total)
 
         pieces = parcel.Pieces(send)
-        told = parcel.pack(self._data, pieces)
+        told = parcel.pack(self._directory, pieces)
         failpoint("migrate.sent")
         finish = self._say(
             Kind.FINISH, {"bytes": pieces.sent, "sum": told, "id_range": self._row.id_range}
