@@ -1,8 +1,9 @@
 """What is changed in images before they are restored: which namespaces are to be made.
 
 An image file is one or two magic numbers and messages of protocol buffers, each after its length
-in 32 bits; those that are changed here have one message. Nothing is known here of a message but the numbers of a few fields (criu's images/*.proto,
-which only ever get new ones); all others are left as they are.
+in 32 bits; those that are changed here have one message. Nothing is known here of a message but
+the numbers of a few fields (criu's images/*.proto, which only ever get new ones); all others are
+left as they are.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ only when the application is frozen already.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import platform
@@ -26,6 +27,11 @@ _PIECE: Final = 1 << 20
 _COLD: Final = "with migration_kind: COLD it is stopped and started again"
 # What its loader reads beside the libraries; see ld.so(8).
 _OF_THE_LOADER: Final = ("/etc/ld.so.cache", "/etc/ld.so.preload")
+# The PID namespace is the host's, and CRIU, as the host's root, makes the first process; the others
+# would be made by that one, which is in the instance's user namespace by then (clone(2), set_tid).
+_NUMBERS: Final = "the kernel lets CRIU choose the number of the first thread only"
+# SO_SNDBUFFORCE, by which criu 3.17 sets the buffers of any socket, is the same case (socket(7)).
+_BUFFERS: Final = "the kernel lets nobody in a user namespace restore its buffers"
 _RELEASE: Final = re.compile(r"(\d+)\.(\d+)")
 _LAST_PID: Final = Path("/proc/sys/kernel/ns_last_pid")
 
@@ -81,25 +87,29 @@ def still(context: Context, here: Observed) -> None:
     """Refuse an application that CRIU could not put back; asked again when it is frozen."""
     pid = _pid(here)
     others = [other for other in context.cgroup(here.row.uuid).pids() if other != pid]
-    # The numbers of processes and threads are given anew, and in a PID namespace of the host's
-    # only the host's root may choose one (clone(2), set_tid). CRIU, which is that, makes the
-    # first process; what is in the instance's user namespace would make the others.
-    why = "the kernel lets CRIU choose the number of the first thread only"
     if others:
-        raise refused(f"it has {len(others) + 1} processes, and one can be moved: {why}")
+        raise refused(f"it has {len(others) + 1} processes, and one can be moved: {_NUMBERS}")
     threads = len(os.listdir(f"/proc/{pid}/task"))
     if threads != 1:
-        raise refused(f"it has {threads} threads, and one can be moved: {why}")
+        raise refused(f"it has {threads} threads, and one can be moved: {_NUMBERS}")
+    if number := _socket(pid):
+        raise refused(f"its descriptor {number} is a socket: {_BUFFERS}")
     root = _root(here)
-    descriptor = descriptor_of(here.row.descriptor, here.row.name)
-    for target in ("/tmp", "/run", "/dev/shm", *_tmpfs(descriptor.native.tmpfs_mounts())):
+    tmpfs = descriptor_of(here.row.descriptor, here.row.name).native.tmpfs_mounts()
+    for target in ("/tmp", "/run", "/dev/shm", *(one.target for one in tmpfs)):
         with root.found(target) as fd:
             if names := os.listdir(f"/proc/self/fd/{fd}"):
                 raise refused(f"{target}/{names[0]} would stay behind: only /data travels")
 
 
-def _tmpfs(mounts: object) -> list[str]:
-    return [str(mount.target) for mount in mounts]  # type: ignore[attr-defined]
+def _socket(pid: int) -> str | None:
+    """Return the number of a descriptor that is a socket."""
+    directory = f"/proc/{pid}/fd"
+    for number in sorted(os.listdir(directory), key=int):
+        with contextlib.suppress(FileNotFoundError):  # It has been closed meanwhile.
+            if os.readlink(f"{directory}/{number}").startswith("socket:"):
+                return number
+    return None
 
 
 def refused(reason: str) -> NativertError:

@@ -131,8 +131,9 @@ class _Leaving:
             if not self._stay(str(e)):
                 raise  # Whether the commit is on the disk was not sure, and it is.
             if isinstance(e, (NativertError, OSError)):
+                why = e.message if isinstance(e, NativertError) else str(e)
                 raise NativertError(
-                    f"{self._row.name}: stays on this node: {e}",
+                    f"{self._row.name}: stays on this node: {why}",
                     code=e.code if isinstance(e, NativertError) else Code.MIGRATE,
                     hint=e.hint if isinstance(e, NativertError) else "",
                 ) from e
