@@ -83,7 +83,7 @@ LEAVING: Final = (
 )
 COMING_BACK: Final = ("migrate.aborting", "migrate.back")
 # At the source of one whose process travels itself.
-LIVE: Final = ("live.frozen", "live.dumped", "live.thawed")
+LIVE: Final = ("live.frozen", "live.dumping", "live.dumped", "live.thawed")
 LANDING: Final = (
     "land.defined",
     "land.configured",

@@ -18,11 +18,12 @@ from nativert.isolation.cgroups.driver import Cgroup
 from nativert.launcher.client import Channel, ReportedError
 from nativert.launcher.protocol import Message
 from nativert.runtime import execute, program, verdict
-from nativert.runtime.context import Context, descriptor_of
+from nativert.runtime.context import INIT_TIMEOUT_S, Context, descriptor_of
 from nativert.runtime.failpoints import failpoint
 from nativert.runtime.observe import (
     NOT_WANTED,
     OPERATORS,
+    RESTORE_TIMEOUT_S,
     Observed,
     application_ended,
     ended_as_told,
@@ -95,7 +96,8 @@ def run(
         row = context.store.update(row.uuid, **changes)
 
     try:
-        with context.kept_init(row.uuid) as channel:
+        timeout_s = INIT_TIMEOUT_S if restored is None else RESTORE_TIMEOUT_S
+        with context.kept_init(row.uuid, timeout_s=timeout_s) as channel:
             # The commit waits for the disk while init works.
             answer, fds = channel.call(message, sent, meanwhile=store)
             channel.follows = True

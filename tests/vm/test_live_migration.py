@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -47,6 +48,7 @@ class Pair:
         self.here, self.there = here, there
         self.roots = [node.paths.root or Path("/") for node in (here, there)]
         self.wire = Wire(*self.roots)
+        self.served = [Served(here), Served(there)]
 
     def start(self, **fields: Any) -> str:
         descriptor = make_descriptor(name="live", migration_kind="LIVE", **fields)
@@ -95,8 +97,10 @@ def pair(tmp_path: Path) -> Iterator[Pair]:
         here, there = [opened.enter_context(Node(root)) for root in roots]
         for node in (here, there):
             node.list()
-            opened.callback(Served(node).close)
-        yield Pair(here, there)
+        pair = Pair(here, there)
+        yield pair
+        for served in pair.served:
+            served.close()
     for root in roots:
         remove_node(root)
 
@@ -221,7 +225,7 @@ def test_without_criu_nothing_is_stopped(pair: Pair, monkeypatch: pytest.MonkeyP
     assert "criu is not installed" in pair.refused(uuid)
 
 
-@pytest.mark.parametrize("point", ["live.frozen", "live.dumped", "migrate.sent"])
+@pytest.mark.parametrize("point", ["live.frozen", "live.dumping", "live.dumped", "migrate.sent"])
 def test_a_source_that_dies_lets_it_go_on(pair: Pair, point: str) -> None:
     uuid = pair.start(python=COUNTER)
     pid = pair.here.get(uuid).pid
@@ -245,3 +249,32 @@ def status(pid: int | None) -> dict[str, str]:
     assert process.start_time(pid) is not None
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+
+
+@pytest.mark.parametrize("point", ["land.starting", "run.intent", "run.started", "land.started"])
+def test_a_destination_that_dies_restores_it_once(pair: Pair, point: str) -> None:
+    uuid = pair.start(python=COUNTER)
+    pair.served[1].close()
+    child = os.fork()
+    if not child:
+        try:
+            with Node(pair.roots[1]) as node:
+                failpoints.arm(f"{point}=kill")
+                Served(node)
+                signal.pause()
+        finally:
+            os._exit(70)
+
+    def serve_again(message: Message, deliver: Callable[[Message], Message]) -> Message:
+        try:
+            return deliver(message)
+        except NativertError:
+            pid, _ = os.waitpid(child, os.WNOHANG)
+            if pid:
+                pair.served[1] = Served(pair.there)
+            raise
+
+    pair.wire.fault = serve_again
+    pair.move(uuid)
+    assert pair.here.list() == []
+    pair.goes_on(pair.there, uuid)

@@ -163,6 +163,8 @@ void application_status(struct text *text)
 	put_integer(text, "pid", app->started.pid);
 	put_integer_or_null(text, "start", app->start, app->start >= 0);
 	put_seconds(text, "started_at", app->started_ns);
+	if (app->restores)
+		put_bool(text, "restores", true);
 	for (size_t i = 0; i < ARRAY_SIZE(app->pipes); i++) {
 		struct stat about;
 		bool open = app->pipes[i].fd >= 0 && !fstat(app->pipes[i].fd, &about);
