@@ -199,18 +199,19 @@ class _Leaving:
         self._row = settling.enter(context, self._row, Phase.TAKE_OFF)
         self._node.report(self._row, State.TAKE_OFF)
         failpoint("migrate.stopping")
+        here = look_here(context, self._row)
+        if live.wanted(self._row):
+            live.dump(context, here)
+        else:
+            self._stop(here)
+        failpoint("migrate.stopped")
+
+    def _stop(self, here: Observed) -> None:
         told = descriptor_of(self._row.descriptor, self._row.name).native.migration
         instead = None
         if told is not None and told.signal_number is not None:
             instead = (told.signal_number, told.timeout_s)
-        here = look_here(context, self._row)
-        if live.wanted(self._row):
-            live.dump(context, here)
-            failpoint("migrate.stopped")
-            return
-        stopped = runs.stop(context, here, why="migrate", instead=instead)
-        self._row = stopped.row
-        failpoint("migrate.stopped")
+        self._row = runs.stop(self._context, here, why="migrate", instead=instead).row
 
     def _tell(self, here: Observed) -> None:
         """Have the application get ready; NativertError where it does not want to."""
