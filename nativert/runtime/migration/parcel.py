@@ -25,6 +25,7 @@ from nativert.runtime.users import ID_COUNT
 
 DATA: Final = "data"
 CHECKPOINT: Final = "checkpoint"  # What CRIU has written, for migration_kind LIVE.
+_PARTS: Final = (DATA, CHECKPOINT)
 _NOBODY: Final = 65534
 
 
@@ -61,16 +62,20 @@ class Pieces:
 def pack(directory: Path, output: Pieces) -> str:
     """Write data and checkpoint of *directory*; return the sum. Sockets are left out."""
     writer = Writer(cast("BinaryIO", output))
-    for part in (DATA, CHECKPOINT):
+    for part in _PARTS:
         add_tree(writer, directory / part, part)
     writer.finish()
     return output.finish()
 
 
-def size(data: Path) -> int:
-    """Return the bytes of the files below *data*, as far as they can be counted."""
+def size(directory: Path) -> int:
+    """Return the bytes of what `pack` sends of *directory*, as far as they can be counted."""
+    return sum(_size(directory / part) for part in _PARTS if (directory / part).is_dir())
+
+
+def _size(top: Path) -> int:
     total = 0
-    for _, _, files, fd in os.fwalk(data, follow_symlinks=False):
+    for _, _, files, fd in os.fwalk(top, follow_symlinks=False):
         for name in files:
             with contextlib.suppress(OSError):
                 total += os.stat(name, dir_fd=fd, follow_symlinks=False).st_size

@@ -175,7 +175,7 @@ class _Leaving:
             "limits": limits,
             "env": None if row.env is None else msgspec.json.decode(row.env),
             "addresses": {one.name: one.address for one in row.interfaces},
-            "bytes": parcel.size(self._directory / parcel.DATA),
+            "bytes": parcel.size(self._directory),
         }
         if live.wanted(row):
             here = look_here(self._context, row)
@@ -228,9 +228,7 @@ class _Leaving:
 
     def _send(self) -> None:
         silence_s = self._patience.silence_s
-        total = sum(
-            parcel.size(self._directory / part) for part in (parcel.DATA, parcel.CHECKPOINT)
-        )
+        total = parcel.size(self._directory)
 
         def send(offset: int, piece: bytes) -> None:
             chunk = self._say(Kind.CHUNK, {"offset": offset}, piece)
