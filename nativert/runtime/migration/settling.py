@@ -128,11 +128,10 @@ def start(context: Context, row: Row) -> Observed:
         here = settle_here(context, row)
         if here.state is State.DEFINED:
             here = configure(context, here)
-        if here.state is State.CONFIGURED and live.waits(context, row.uuid):
-            here = live.restore(context, here)
-        elif here.state is State.CONFIGURED:
-            here = _run(context, here)
-        failpoint("land.started")
+        if here.state is State.CONFIGURED:
+            waits = live.waits(context, row.uuid)
+            here = live.restore(context, here) if waits else _run(context, here)
+            failpoint("land.started")
     except NativertError as e:
         here = settle_here(context, context.store.get(row.uuid))
         if here.state not in _APPLICATION:
