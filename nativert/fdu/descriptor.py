@@ -194,7 +194,6 @@ class Descriptor(Part, frozen=True):
         "hypervisor": dict.fromkeys(
             ("LXD", "KVM", "KVM_UK", "XEN", "XEN_UK", "MCU", "DOCKER", "ROS2"), _BY_NAME
         ),
-        "migration_kind": {"LIVE": "the state of a process cannot be moved"},
     }
 
     id: Name
@@ -205,7 +204,7 @@ class Descriptor(Part, frozen=True):
     image: Image | None = None
     command: Command | None = None
     computation_requirements: ComputationRequirements = ComputationRequirements()
-    migration_kind: Literal["COLD"] = "COLD"
+    migration_kind: Literal["COLD", "LIVE"] = "COLD"
     configuration: Configuration | None = None
     interfaces: Annotated[tuple[Interface, ...], Meta(max_length=MAX_INTERFACES)] = ()
     connection_points: Annotated[tuple[ConnectionPoint, ...], Meta(max_length=MAX_POINTS)] = ()

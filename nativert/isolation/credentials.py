@@ -23,6 +23,7 @@ RLIMITS: Final = {
     if name.startswith("RLIMIT_") and name != "RLIMIT_OFILE"
 }
 # linux/capability.h: what neither launcher nor init ever uses, and who takes one over would.
+# CAP_SYS_TIME is not here: CRIU, init's child, sets the clocks of a time namespace with it.
 _UNUSED: Final = (
     prctl.CAP_AUDIT_CONTROL,
     prctl.CAP_AUDIT_WRITE,
@@ -37,7 +38,6 @@ _UNUSED: Final = (
     prctl.CAP_SYS_MODULE,
     prctl.CAP_SYS_PACCT,
     prctl.CAP_SYS_RAWIO,
-    prctl.CAP_SYS_TIME,
     prctl.CAP_SYS_TTY_CONFIG,
     prctl.CAP_WAKE_ALARM,
 )

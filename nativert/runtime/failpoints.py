@@ -82,6 +82,8 @@ LEAVING: Final = (
     "migrate.done",
 )
 COMING_BACK: Final = ("migrate.aborting", "migrate.back")
+# At the source of one whose process travels itself.
+LIVE: Final = ("live.frozen", "live.dumping", "live.dumped", "live.thawed")
 LANDING: Final = (
     "land.defined",
     "land.configured",
@@ -91,7 +93,7 @@ LANDING: Final = (
     "land.starting",
     "land.started",
 )
-MIGRATION: Final = (*LEAVING, *COMING_BACK, *LANDING, "move.removed")
+MIGRATION: Final = (*LEAVING, *LIVE, *COMING_BACK, *LANDING, "move.removed")
 
 
 def arm(specification: str) -> None:

@@ -8,6 +8,7 @@ operation that its process did not live to finish.
 from __future__ import annotations
 
 import os
+import time
 from typing import Final
 
 import msgspec
@@ -29,6 +30,9 @@ from nativert.store.durable import Changes, Row
 
 _WITH_APPLICATION = (State.RUNNING, State.PAUSED, State.SCALING)
 _STATUS_TIMEOUT_S = 10.0
+# How long CRIU may take to put an application back, and how often it is asked for.
+RESTORE_TIMEOUT_S = 600.0
+_RESTORE_AGAIN_S = 0.05
 _LOOKS = 8
 # A stop that an operator asked for ends the wish that it run; any other end does not.
 OPERATORS: Final = ("stop", "force")
@@ -344,8 +348,14 @@ def _after_run(context: Context, seen: Observed) -> Observed:
     facts = seen.facts
     if facts is None:
         raise AssertionError("an intent stands in facts")
+    deadline = time.monotonic() + RESTORE_TIMEOUT_S
     try:
-        status = _status(context, seen.row)
+        # What is to become the application is CRIU itself until it has ended.
+        while (status := _status(context, seen.row)) and status.get("restores"):
+            if time.monotonic() > deadline:
+                status = None
+                break
+            time.sleep(_RESTORE_AGAIN_S)
     except FileNotFoundError:
         release.everything(context, seen.row, facts)
         lost = Observed(seen.row, State.DEFINED, facts, verdict.init_lost(None))

@@ -7,7 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -18,11 +18,12 @@ from nativert.isolation.cgroups.driver import Cgroup
 from nativert.launcher.client import Channel, ReportedError
 from nativert.launcher.protocol import Message
 from nativert.runtime import execute, program, verdict
-from nativert.runtime.context import Context, descriptor_of
+from nativert.runtime.context import INIT_TIMEOUT_S, Context, descriptor_of
 from nativert.runtime.failpoints import failpoint
 from nativert.runtime.observe import (
     NOT_WANTED,
     OPERATORS,
+    RESTORE_TIMEOUT_S,
     Observed,
     application_ended,
     ended_as_told,
@@ -40,12 +41,26 @@ _KILL_TIMEOUT_S = 10.0
 _KILL_ALL: Final[dict[str, object]] = {"signal": int(signal.SIGKILL), "all": True}
 
 
+class Restored(NamedTuple):
+    """What CRIU makes the application of, in the place of a program that is executed.
+
+    `pid` is its number in the instance; `images` is their directory, `last_pid` the host's
+    ns_last_pid, both open.
+    """
+
+    command: list[str]
+    pid: int
+    images: int
+    last_pid: int
+
+
 def run(
     context: Context,
     seen: Observed,
     *,
     env: Mapping[str, str] | None = None,
     again: Changes | None = None,
+    restored: Restored | None = None,
 ) -> Observed:
     """Start the application; the caller holds the lock and has checked the edge.
 
@@ -61,7 +76,13 @@ def run(
     intended = msgspec.structs.replace(facts, run=number, intent="run", stop=None)
     boot.write_facts(context.paths, row.uuid, intended)
     failpoint("run.intent")
-    message = {"verb": "run", "run": number, "program": plan._asdict(), "follow": True}
+    message: Message = {"verb": "run", "run": number, "program": plan._asdict(), "follow": True}
+    sent: tuple[int, ...] = ()
+    if restored is not None:
+        message = {"verb": "restore", "run": number, "follow": True, "criu": restored.command}
+        message |= {"pid": restored.pid, "uid": plan.uid, "gid": plan.gid}
+        message |= {"oom_score_adj": plan.oom_score_adj}
+        sent = (restored.images, restored.last_pid)
 
     changes: Changes = {
         "desired": State.RUNNING.value,
@@ -75,9 +96,10 @@ def run(
         row = context.store.update(row.uuid, **changes)
 
     try:
-        with context.kept_init(row.uuid) as channel:
+        timeout_s = INIT_TIMEOUT_S if restored is None else RESTORE_TIMEOUT_S
+        with context.kept_init(row.uuid, timeout_s=timeout_s) as channel:
             # The commit waits for the disk while init works.
-            answer, fds = channel.call(message, meanwhile=store)
+            answer, fds = channel.call(message, sent, meanwhile=store)
             channel.follows = True
     except NativertError:
         # What cannot be noted must not run: nobody would know of it after a reboot.
@@ -85,7 +107,7 @@ def run(
         raise
     except ReportedError as e:
         _withdraw(context, row.uuid, facts, number)
-        found = execute.found(context, row, facts, plan, e)
+        found = execute.found(context, row, None if restored else facts, plan, e)
         error = execute.refusal(row, found)
         end = verdict.encode(verdict.exec_failed(found))
         context.store.update(

@@ -8,7 +8,7 @@ kernel=linux-image-cloud-amd64
 # What makes a machine of it; what the project needs, vagrant/provision.sh installs.
 packages=(
     apt systemd systemd-sysv libpam-systemd udev dbus kmod util-linux procps psmisc
-    iproute2 iputils-ping e2fsprogs ca-certificates strace
+    iproute2 iputils-ping e2fsprogs ca-certificates strace criu
 )
 # Slow or pointless in a machine that lives for one run.
 masked=(

@@ -15,6 +15,7 @@ from movers import Served, Wire, id_of
 from nodes import MakeNode, make_descriptor, run_inside, start, until
 
 from nativert.errors import Code, NativertError
+from nativert.isolation.criu import program
 from nativert.runtime import failpoints
 from nativert.runtime.migration.messages import Kind, Message
 from nativert.runtime.migration.source import Mover, Patience
@@ -395,3 +396,36 @@ def _with(message: Message, payload: bytes) -> Message:
     import msgspec
 
     return msgspec.structs.replace(message, payload=payload)
+
+
+def test_a_process_is_not_moved_where_criu_is_not(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    uuid = start(pair.here, name="mover", shell=APP, migration_kind="LIVE")
+    before = pair.here.get(uuid)
+    monkeypatch.setattr(program, "_PATH", str(tmp_path))
+    with pytest.raises(NativertError, match=r"stays on this node: .* criu is not installed") as e:
+        pair.move(uuid)
+    assert (e.value.code, e.value.hint) == (Code.MIGRATE, "on Debian: apt-get install criu")
+    assert (pair.here.get(uuid).state, pair.here.get(uuid).pid) == ("RUNNING", before.pid)
+    assert read(pair.here, uuid, "runs") == "run\n"
+    assert pair.there.list() == []
+
+
+def test_a_process_is_not_moved_where_criu_is_not_content(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    said = "Error (criu/cr-check.c:613): Kernel doesn't support it"
+    text = f"""#!/bin/sh
+[ "$1" = check ] || exec echo "Version: 3.17.1"
+echo "{said}"
+exit 1
+"""
+    (tmp_path / "criu").write_text(text)
+    (tmp_path / "criu").chmod(0o755)
+    uuid = start(pair.here, name="mover", shell=APP, migration_kind="LIVE")
+    monkeypatch.setattr(program, "_PATH", f"{tmp_path}:/usr/bin:/bin")
+    with pytest.raises(NativertError, match="criu check says: Kernel doesn't support it"):
+        pair.move(uuid)
+    assert pair.here.get(uuid).state == "RUNNING"
+    assert pair.there.list() == []

@@ -13,6 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -44,34 +45,34 @@ static void close_pipes(struct application *app)
 		pipe_close(&app->pipes[i]);
 }
 
-/* Start *program* as run *number*. What becomes of it is told by its report. */
-int application_start(int64_t number, const struct program *program, struct failure *failure)
+/* Begin run *number* of a program of *owner*, up to its output. */
+static int begin(int64_t number, const struct program *owner, struct failure *failure)
 {
 	struct application *app = &self.application;
-	int null;
-	int failed;
 
 	if (unlinkat(self.directory, EXIT_FILE, 0) && errno != ENOENT)
 		return fail(failure, errno, EXIT_FILE, NULL);
-	null = open("/dev/null", O_RDONLY | O_CLOEXEC);
-	if (null < 0)
-		return fail(failure, errno, "/dev/null", NULL);
 	app->number = number;
 	app->main_ended = false;
 	app->status = 0;
 	app->asked_signal = -1;
+	app->restores = 0;
 	app->poll_report = app->poll_pipes[0] = app->poll_pipes[1] = -1;
 	evidence_read(&self.evidence, &app->before);
-	failed = open_pipes(app, program);
-	if (failed) {
+	app->started_ns = now_ns(CLOCK_REALTIME);
+	if (open_pipes(app, owner)) {
 		fail(failure, errno, NULL, NULL);
-	} else {
-		int stdio[] = {null, app->pipes[0].writer, app->pipes[1].writer};
-
-		app->started_ns = now_ns(CLOCK_REALTIME);
-		failed = child_start(program, stdio, false, &app->started, failure);
+		close_pipes(app);
+		return -1;
 	}
-	close(null);
+	return 0;
+}
+
+/* It has *failed*, or is on its way: what it becomes is told by its report. */
+static int begun(int failed)
+{
+	struct application *app = &self.application;
+
 	if (failed) {
 		close_pipes(app);
 		return -1;
@@ -80,6 +81,70 @@ int application_start(int64_t number, const struct program *program, struct fail
 		close_fd(&app->pipes[i].writer);
 	app->start = start_time(app->started.pid);
 	app->state = STARTING;
+	return 0;
+}
+
+/* Start *program* as run *number*. */
+int application_start(int64_t number, const struct program *program, struct failure *failure)
+{
+	struct application *app = &self.application;
+	int null = open("/dev/null", O_RDONLY | O_CLOEXEC);
+	int failed;
+
+	if (null < 0)
+		return fail(failure, errno, "/dev/null", NULL);
+	failed = begin(number, program, failure);
+	if (!failed) {
+		int stdio[] = {null, app->pipes[0].writer, app->pipes[1].writer};
+
+		failed = begun(child_start(program, stdio, false, &app->started, failure));
+	}
+	close(null);
+	return failed;
+}
+
+/*
+ * Have CRIU put the process *pid* of another node back as run *number*, by the images that came
+ * along. Until CRIU has ended it is in the application's place: what it has restored could end
+ * before, and would be reaped before it is known.
+ */
+int application_restore(int64_t number, const struct program *owner, pid_t pid,
+			const struct packet *packet, struct failure *failure)
+{
+	struct application *app = &self.application;
+
+	if (packet->count != 2)
+		return fail(failure, 0, NULL, "two descriptors are needed");
+	if (criu_numbers_from(packet->fds[1], pid))
+		return fail(failure, errno, "ns_last_pid", NULL);
+	if (begin(number, owner, failure))
+		return -1;
+	app->restores = pid;
+	{
+		int fds[] = {packet->fds[0], app->pipes[0].writer, app->pipes[1].writer,
+			     self.around.user};
+
+		return begun(criu_start(packet, fds, ARRAY_SIZE(fds), &owner->oom_score_adj,
+					&app->started, failure));
+	}
+}
+
+/* Take what CRIU has restored, which is init's child since CRIU has ended. */
+int application_adopt(struct failure *failure)
+{
+	struct application *app = &self.application;
+	int pidfd = (int)syscall(SYS_pidfd_open, app->restores, 0);
+
+	if (pidfd < 0)
+		return fail(failure, errno, NULL, "CRIU has restored nothing");
+	close_fd(&app->started.pidfd);
+	app->started.pid = app->restores;
+	app->started.pidfd = pidfd;
+	app->start = start_time(app->restores);
+	app->main_ended = false;
+	app->restores = 0;
+	app->state = RUNNING;
+	criu_forget();
 	return 0;
 }
 
@@ -98,6 +163,14 @@ void application_status(struct text *text)
 	put_integer(text, "pid", app->started.pid);
 	put_integer_or_null(text, "start", app->start, app->start >= 0);
 	put_seconds(text, "started_at", app->started_ns);
+	if (app->restores)
+		put_bool(text, "restores", true);
+	for (size_t i = 0; i < ARRAY_SIZE(app->pipes); i++) {
+		struct stat about;
+		bool open = app->pipes[i].fd >= 0 && !fstat(app->pipes[i].fd, &about);
+
+		put_integer_or_null(text, streams[i], open ? (int64_t)about.st_ino : 0, open);
+	}
 }
 
 /* Take note that the process that was started has ended with wait *status*. */

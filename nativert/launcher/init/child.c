@@ -38,7 +38,7 @@ int unshare(int flags);
 	(SECBIT_NOROOT | SECBIT_NOROOT_LOCKED | SECBIT_NO_SETUID_FIXUP |                           \
 	 SECBIT_NO_SETUID_FIXUP_LOCKED)
 
-static int join_cgroups(void)
+int child_join_cgroups(void)
 {
 	for (size_t i = 0; i < self.around.task_count; i++)
 		if (write(self.around.tasks[i], "0", 1) < 0)
@@ -46,7 +46,7 @@ static int join_cgroups(void)
 	return 0;
 }
 
-static int set_oom_score_adj(int value)
+int child_oom_score_adj(int value)
 {
 	char text[16] = "-";
 	char *end = digits(text + 1, (uint64_t)(value < 0 ? -(int64_t)value : value), 1);
@@ -63,7 +63,7 @@ static int set_oom_score_adj(int value)
 
 static int set_limits(const struct program *program, struct failure *failure)
 {
-	if (set_oom_score_adj(program->oom_score_adj))
+	if (child_oom_score_adj(program->oom_score_adj))
 		return fail(failure, errno, "oom_score_adj", NULL);
 	for (size_t i = 0; i < program->limit_count; i++)
 		if (setrlimit(program->limits[i].resource, &program->limits[i].value))
@@ -183,7 +183,7 @@ static void steps(const struct program *program, const int stdio[3], bool termin
 	if (setsid() < 0)
 		goto failed;
 	failure->step = "cgroup";
-	if (join_cgroups())
+	if (child_join_cgroups())
 		goto failed;
 	failure->step = "cgroup namespace";
 	/*
@@ -234,18 +234,16 @@ failed:
 	fail(failure, errno, NULL, NULL);
 }
 
-static _Noreturn void run(const struct program *program, const int stdio[3], bool terminal,
-			  int report)
+/* Tell who forked this child that it does not become what it was forked for. */
+_Noreturn void child_failed(int report, const struct failure *failure)
 {
 	static struct report told;
-	struct failure failure = {0};
 
-	steps(program, stdio, terminal, &report, &failure);
-	told.number = failure.number;
-	strncpy(told.step, failure.step, sizeof(told.step) - 1);
-	strncpy(told.text, failure.text, sizeof(told.text) - 1);
-	if (failure.path)
-		strncpy(told.path, failure.path, sizeof(told.path) - 1);
+	told.number = failure->number;
+	strncpy(told.step, failure->step, sizeof(told.step) - 1);
+	strncpy(told.text, failure->text, sizeof(told.text) - 1);
+	if (failure->path)
+		strncpy(told.path, failure->path, sizeof(told.path) - 1);
 	/* If it cannot be told nobody is there to hear it. */
 	if (write(report, &told, sizeof(told)) < 0)
 		_exit(126);
@@ -253,11 +251,10 @@ static _Noreturn void run(const struct program *program, const int stdio[3], boo
 }
 
 /*
- * Fork and start *program*. *stdio* stay the caller's; with *terminal* the first of them becomes
- * the controlling terminal.
+ * Fork, *inside* the instance's cgroup where that is a cgroup2 or beside it. Returns twice, as
+ * fork(2) does; *started* has the reading end of the report in init, the writing end in the child.
  */
-int child_start(const struct program *program, const int stdio[3], bool terminal,
-		struct started *started, struct failure *failure)
+pid_t child_fork(bool inside, struct started *started, struct failure *failure)
 {
 	int report[2];
 	int pidfd = -1;
@@ -270,7 +267,7 @@ int child_start(const struct program *program, const int stdio[3], bool terminal
 
 	if (pipe2(report, O_CLOEXEC | O_NONBLOCK))
 		return fail(failure, errno, NULL, NULL);
-	if (self.around.into >= 0) {
+	if (inside && self.around.into >= 0) {
 		/*
 		 * Attaches without the write lock that a later move would take (an RCU grace
 		 * period, 7-12 ms after a quiet spell).
@@ -286,11 +283,30 @@ int child_start(const struct program *program, const int stdio[3], bool terminal
 		close(report[1]);
 		return -1;
 	}
-	if (!pid)
-		run(program, stdio, terminal, report[1]);
+	if (!pid) {
+		started->report = report[1];
+		return 0;
+	}
 	close(report[1]);
 	*started = (struct started){.pid = (pid_t)pid, .pidfd = pidfd, .report = report[0]};
-	return 0;
+	return (pid_t)pid;
+}
+
+/*
+ * Fork and start *program*. *stdio* stay the caller's; with *terminal* the first of them becomes
+ * the controlling terminal.
+ */
+int child_start(const struct program *program, const int stdio[3], bool terminal,
+		struct started *started, struct failure *failure)
+{
+	struct failure told = {0};
+	pid_t pid = child_fork(true, started, failure);
+
+	if (!pid) {
+		steps(program, stdio, terminal, &started->report, &told);
+		child_failed(started->report, &told);
+	}
+	return pid < 0 ? -1 : 0;
 }
 
 /* Read what a child told; *report* holds the text of *failure*. */

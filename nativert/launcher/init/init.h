@@ -184,6 +184,10 @@ struct started {
 	int report;
 };
 
+int child_join_cgroups(void);
+int child_oom_score_adj(int value);
+pid_t child_fork(bool inside, struct started *started, struct failure *failure);
+_Noreturn void child_failed(int report, const struct failure *failure);
 int child_start(const struct program *program, const int stdio[3], bool terminal,
 		struct started *started, struct failure *failure);
 enum reported child_report(int fd, struct report *report, struct failure *failure);
@@ -265,9 +269,13 @@ struct application {
 	struct pipe pipes[2];
 	int poll_report;
 	int poll_pipes[2];
+	pid_t restores; /* 0, or what CRIU, which *started* is until then, makes of the images */
 };
 
 int application_start(int64_t number, const struct program *program, struct failure *failure);
+int application_restore(int64_t number, const struct program *owner, pid_t pid,
+			const struct packet *packet, struct failure *failure);
+int application_adopt(struct failure *failure);
 void application_status(struct text *text);
 void application_reaped(int status);
 void application_never(const struct failure *failure);
@@ -290,6 +298,7 @@ struct session {
 	struct started started;        /* pid 0: free */
 	bool executed;
 	bool failed;
+	bool stays; /* CRIU must not be stopped half-way, whoever has gone */
 	int poll;
 };
 
@@ -298,6 +307,16 @@ void session_exec(struct connection *connection, const struct packet *packet,
 void session_report(struct session *session);
 bool session_reaped(pid_t pid, int status);
 void session_hang_up(struct session *session);
+void session_dump(struct connection *connection, const struct packet *packet,
+		  struct failure *failure);
+bool session_stays(void);
+
+/* ---- checkpoint.c: CRIU ---- */
+
+int criu_start(const struct packet *packet, const int *fds, size_t count, const int *oom_score_adj,
+	       struct started *started, struct failure *failure);
+int criu_numbers_from(int last_pid, pid_t pid);
+void criu_forget(void);
 
 /* ---- loop.c, verbs.c ---- */
 
@@ -333,6 +352,7 @@ void connection_drop(struct connection *connection);
 void verb(struct connection *connection, const struct packet *packet);
 void put_hello(struct text *text);
 void application_report(void);
+void application_restored(int status);
 void kill_all(int number);
 void tell_end(void);
 

@@ -131,6 +131,20 @@ static void reaped(pid_t pid, int status)
 	session_reaped(pid, status);
 }
 
+/* Whether nothing is being restored; until then nobody is reaped but CRIU, see application.c. */
+static bool restored(void)
+{
+	struct application *app = &self.application;
+	int status;
+
+	if (app->state != STARTING || !app->restores)
+		return true;
+	if (waitpid(app->started.pid, &status, WNOHANG) != app->started.pid)
+		return false;
+	application_restored(status);
+	return true;
+}
+
 static void reap(void)
 {
 	struct application *app = &self.application;
@@ -141,6 +155,8 @@ static void reap(void)
 	/* Take note of all of them: what they say is asked for anew. */
 	while (read(self.signals, siginfo, sizeof(siginfo)) > 0)
 		;
+	if (!restored())
+		return;
 	while ((pid = waitpid(-1, &status, WNOHANG)) > 0)
 		reaped(pid, status);
 	if (pid < 0 && errno == ECHILD) {

@@ -71,6 +71,14 @@ static struct session *free_session(void)
 	return NULL;
 }
 
+static void begin(struct session *session, struct connection *connection,
+		  const struct started *started)
+{
+	*session = (struct session){.connection = connection, .started = *started, .poll = -1};
+	connection->session = session;
+	self.session_count++;
+}
+
 static int start(struct connection *connection, const struct program *program, const int stdio[3],
 		 bool terminal, struct failure *failure)
 {
@@ -81,9 +89,7 @@ static int start(struct connection *connection, const struct program *program, c
 		return fail(failure, EAGAIN, NULL, "64 sessions run already");
 	if (child_start(program, stdio, terminal, &started, failure))
 		return -1;
-	*session = (struct session){.connection = connection, .started = started, .poll = -1};
-	connection->session = session;
-	self.session_count++;
+	begin(session, connection, &started);
 	return 0;
 }
 
@@ -121,6 +127,33 @@ out:
 	close_fd(&slave);
 	close_fd(&master);
 	program_free(&program);
+}
+
+/* Have CRIU write the application, which is frozen, into the directory that came along. */
+void session_dump(struct connection *connection, const struct packet *packet,
+		  struct failure *failure)
+{
+	struct session *session = free_session();
+	struct started started;
+
+	if (connection->session) {
+		fail(failure, 0, NULL, "this connection has a session already");
+	} else if (self.application.state != RUNNING) {
+		fail(failure, ESRCH, NULL, "the application does not run");
+	} else if (!session) {
+		fail(failure, EAGAIN, NULL, "64 sessions run already");
+	} else if (!criu_start(packet, packet->fds, packet->count, NULL, &started, failure)) {
+		begin(session, connection, &started);
+		session->stays = true;
+	}
+}
+
+bool session_stays(void)
+{
+	for (size_t i = 0; i < MAX_SESSIONS; i++)
+		if (self.sessions[i].started.pid && self.sessions[i].stays)
+			return true;
+	return false;
 }
 
 static void tell(struct session *session, const struct text *text)
@@ -167,6 +200,8 @@ bool session_reaped(pid_t pid, int status)
 		close_fd(&session->started.pidfd);
 		session->started.pid = 0;
 		self.session_count--;
+		if (session->stays)
+			criu_forget();
 		if (session->connection)
 			session->connection->session = NULL;
 		if (!session->failed) {
@@ -187,6 +222,8 @@ bool session_reaped(pid_t pid, int status)
 void session_hang_up(struct session *session)
 {
 	session->connection = NULL;
+	if (session->stays)
+		return;
 	/* Just forked, it may not lead its group yet. */
 	kill(-session->started.pid, SIGHUP);
 	kill(-session->started.pid, SIGKILL);

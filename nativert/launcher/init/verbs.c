@@ -1,4 +1,7 @@
-/* What init is asked for: hello, status, run, signal, script, exec, release. Frozen as proto 1. */
+/*
+ * What init is asked for: hello, status, run, signal, script, exec, release, frozen as proto 1; dump
+ * and restore (checkpoint.c), which an older init does not know and says so.
+ */
 #include "init.h"
 
 #include <errno.h>
@@ -53,6 +56,8 @@ static void status(struct connection *connection, const struct packet *packet,
 	application_status(&outgoing);
 	if (cgroup)
 		put_bool(&outgoing, "cgroup", true);
+	if (session_stays())
+		put_bool(&outgoing, "dumps", true);
 	text_close(&outgoing);
 	connection_send(connection, &outgoing,
 			there && json_true(packet->message, "pidfd") ? app->started.pidfd : -1);
@@ -79,42 +84,105 @@ static void run(struct connection *connection, const struct packet *packet, stru
 	program_free(&program);
 }
 
-/* Tell who started the application what its child reports. */
-void application_report(void)
+/* Start CRIU, which puts an application back; what becomes of it is told as a start is. */
+static void restore(struct connection *connection, const struct packet *packet,
+		    struct failure *failure)
 {
-	static struct report report;
-	struct application *app = &self.application;
-	struct connection *starter = self.starter;
-	struct failure failure;
-	enum reported reported;
+	struct program owner = {0};
+	int64_t number, pid, uid, gid, oom_score_adj;
 
-	if (app->state != STARTING)
-		return;
-	reported = child_report(app->started.report, &report, &failure);
-	if (reported == REPORT_NONE_YET)
-		return;
-	close_fd(&app->started.report);
-	self.starter = NULL;
-	if (reported == REPORT_FAILED) {
-		application_never(&failure);
-		if (starter) {
-			starter->follows = false;
-			text_open(&outgoing);
-			put_failure(&outgoing, &failure);
-			text_close(&outgoing);
-			connection_send(starter, &outgoing, -1);
-		}
-		tell_end();
+	if (self.application.state != IDLE) {
+		fail(failure, EBUSY, NULL, "the application runs already");
 		return;
 	}
-	app->state = app->main_ended ? ENDING : RUNNING;
+	if (!json_integer(packet->message, "run", INT64_MIN, INT64_MAX, &number) ||
+	    !json_integer(packet->message, "pid", 2, INT_MAX, &pid) ||
+	    !json_integer(packet->message, "uid", 0, UINT16_MAX, &uid) ||
+	    !json_integer(packet->message, "gid", 0, UINT16_MAX, &gid) ||
+	    !json_integer(packet->message, "oom_score_adj", INT_MIN, INT_MAX, &oom_score_adj)) {
+		fail(failure, 0, NULL, "run, pid, uid, gid and oom_score_adj are numbers");
+		return;
+	}
+	owner.uid = (uid_t)uid;
+	owner.gid = (gid_t)gid;
+	owner.oom_score_adj = (int)oom_score_adj;
+	if (!application_restore(number, &owner, (pid_t)pid, packet, failure)) {
+		self.starter = connection;
+		connection->follows = json_true(packet->message, "follow");
+	}
+}
+
+static void never(const struct failure *failure)
+{
+	struct connection *starter = self.starter;
+
+	self.starter = NULL;
+	application_never(failure);
+	if (starter) {
+		starter->follows = false;
+		text_open(&outgoing);
+		put_failure(&outgoing, failure);
+		text_close(&outgoing);
+		connection_send(starter, &outgoing, -1);
+	}
+	tell_end();
+}
+
+static void there(void)
+{
+	struct connection *starter = self.starter;
+
+	self.starter = NULL;
 	if (!starter)
 		return;
 	text_open(&outgoing);
 	put_bool(&outgoing, "ok", true);
 	application_status(&outgoing);
 	text_close(&outgoing);
-	connection_send(starter, &outgoing, app->started.pidfd);
+	connection_send(starter, &outgoing, self.application.started.pidfd);
+}
+
+/* Tell who started the application what its child reports. */
+void application_report(void)
+{
+	static struct report report;
+	struct application *app = &self.application;
+	struct failure failure;
+	enum reported reported;
+
+	if (app->state != STARTING || app->started.report < 0)
+		return;
+	reported = child_report(app->started.report, &report, &failure);
+	if (reported == REPORT_NONE_YET)
+		return;
+	close_fd(&app->started.report);
+	if (reported == REPORT_FAILED) {
+		never(&failure);
+	} else if (!app->restores) {
+		app->state = app->main_ended ? ENDING : RUNNING;
+		there();
+	}
+}
+
+/* CRIU has ended with wait *status*: what it has restored is the application. */
+void application_restored(int status)
+{
+	struct application *app = &self.application;
+	struct failure failure = {.step = "restore"};
+
+	app->main_ended = true;
+	application_report();
+	if (app->state != STARTING)
+		return;
+	if (status)
+		fail(&failure, 0, NULL, "CRIU has not restored it");
+	if (status || application_adopt(&failure)) {
+		/* Of what it has begun nothing stays. */
+		kill_all(SIGKILL);
+		never(&failure);
+	} else {
+		there();
+	}
 }
 
 static void send_asked(struct connection *connection, const struct packet *packet,
@@ -174,6 +242,8 @@ static const struct {
 	{"script", session_exec},
 	{"signal", send_asked},
 	{"release", release},
+	{"dump", session_dump},
+	{"restore", restore},
 };
 
 /* Carry out one message; no message ends the instance. */

@@ -18,7 +18,7 @@ from nativert.fdu.states import State
 from nativert.runtime import edges, virtual_networks
 from nativert.runtime.context import Context
 from nativert.runtime.failpoints import failpoint
-from nativert.runtime.migration import settling, source
+from nativert.runtime.migration import preflight, settling, source
 from nativert.runtime.migration.messages import Kind, Message
 from nativert.runtime.migration.parcel import Incoming
 from nativert.runtime.observe import Observed, observe, settle_here
@@ -43,6 +43,7 @@ class _Offer(msgspec.Struct, frozen=True, kw_only=True):
     env: dict[str, str] | None = None
     addresses: dict[str, str] = {}
     bytes: int = 0
+    live: preflight.Live | None = None
 
 
 class Destination:
@@ -242,8 +243,11 @@ class Destination:
             row = context.store.update(row.uuid, env=msgspec.json.encode(offer.env).decode())
         failpoint("land.defined")
         self._node.report(row, State.MIGRATING)
-        row = configure(context, Observed(row, State.DEFINED, None, None)).row
+        here = configure(context, Observed(row, State.DEFINED, None, None))
+        row = here.row
         failpoint("land.configured")
+        if offer.live is not None:
+            preflight.accept(context, here, offer.live)
         data = edges.encode({"state": State.LANDING.value, "peer": message.sender})
         context.store.note(row.uuid, "landing", data, told=State.LANDING.value)
         # An agent of fog05 takes questions to the instance from CONFIGURE on.

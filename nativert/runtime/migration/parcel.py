@@ -24,6 +24,8 @@ from nativert.runtime.protocols import Os
 from nativert.runtime.users import ID_COUNT
 
 DATA: Final = "data"
+CHECKPOINT: Final = "checkpoint"  # What CRIU has written, for migration_kind LIVE.
+_PARTS: Final = (DATA, CHECKPOINT)
 _NOBODY: Final = 65534
 
 
@@ -57,18 +59,23 @@ class Pieces:
         self.sent += len(piece)
 
 
-def pack(data: Path, output: Pieces) -> str:
-    """Write all below *data* to *output*; return the sum of all. Sockets are left out."""
+def pack(directory: Path, output: Pieces) -> str:
+    """Write data and checkpoint of *directory*; return the sum. Sockets are left out."""
     writer = Writer(cast("BinaryIO", output))
-    add_tree(writer, data, DATA)
+    for part in _PARTS:
+        add_tree(writer, directory / part, part)
     writer.finish()
     return output.finish()
 
 
-def size(data: Path) -> int:
-    """Return the bytes of the files below *data*, as far as they can be counted."""
+def size(directory: Path) -> int:
+    """Return the bytes of what `pack` sends of *directory*, as far as they can be counted."""
+    return sum(_size(directory / part) for part in _PARTS if (directory / part).is_dir())
+
+
+def _size(top: Path) -> int:
     total = 0
-    for _, _, files, fd in os.fwalk(data, follow_symlinks=False):
+    for _, _, files, fd in os.fwalk(top, follow_symlinks=False):
         for name in files:
             with contextlib.suppress(OSError):
                 total += os.stat(name, dir_fd=fd, follow_symlinks=False).st_size
@@ -123,21 +130,30 @@ class Incoming:
         # The directory itself stays: it is mounted in the instance.
         for name in os.listdir(data):
             host.remove_tree(data / name)
-        tree = Tree(self._directory, owner=lambda number: _owner(number, first, theirs))
+        host.remove_tree(self._directory / CHECKPOINT)
+        trees = {
+            DATA: Tree(self._directory, owner=lambda number: _owner(number, first, theirs)),
+            # What is restored reads it as the root of the instance's user namespace.
+            CHECKPOINT: Tree(self._directory, owner=lambda _: first),
+        }
         with (
-            contextlib.closing(tree),
+            contextlib.ExitStack() as open_trees,
             open(os.dup(self._fd), "rb") as file,
         ):
+            for tree in trees.values():
+                open_trees.callback(tree.close)
             file.seek(0)
             tar: Any
             with tarfile.open(fileobj=file, mode="r:", errors="surrogateescape") as tar:
                 for member in tar:
-                    if member.name.split("/")[0] == DATA:
+                    found = trees.get(member.name.split("/")[0])
+                    if found is not None:
                         _check(member)
-                        tree.put(member, tar.extractfile(member) if member.isreg() else None)
+                        found.put(member, tar.extractfile(member) if member.isreg() else None)
                     # Kept by tarfile for each member, and there may be millions.
                     tar.members = []
-            tree.finish()
+            for tree in trees.values():
+                tree.finish()
         syncfs(self._fd)
 
     def remove(self) -> None:

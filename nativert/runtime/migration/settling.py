@@ -14,6 +14,7 @@ from nativert.fdu.states import State
 from nativert.runtime import edges, release
 from nativert.runtime.context import Context
 from nativert.runtime.failpoints import failpoint
+from nativert.runtime.migration import live
 from nativert.runtime.observe import Observed, observe, settle_here
 from nativert.store import moves
 from nativert.store.durable import Row
@@ -76,6 +77,8 @@ def take_back(context: Context, row: Row, reason: str) -> Observed:
     """End a move at its source: what was stopped for it runs again."""
     here = settle_here(context, row)
     row, move = here.row, move_of(row)
+    if live.wanted(row) and move.phase is not Phase.PREPARING:
+        here = live.go_on(context, here)
     stopped = here.state is State.CONFIGURED and move.phase is not Phase.PREPARING
     asked = here.end is None or here.end.reason in _OURS
     if stopped and (asked or move.phase is Phase.ABORTING):
@@ -126,13 +129,15 @@ def start(context: Context, row: Row) -> Observed:
         if here.state is State.DEFINED:
             here = configure(context, here)
         if here.state is State.CONFIGURED:
-            here = _run(context, here)
+            waits = live.waits(context, row.uuid)
+            here = live.restore(context, here) if waits else _run(context, here)
             failpoint("land.started")
     except NativertError as e:
         here = settle_here(context, context.store.get(row.uuid))
         if here.state not in _APPLICATION:
             forget(context, here.row, Outcome.GIVEN_BACK, e.message)
             raise NotStartedError(e.message, code=e.code, hint=e.hint) from e
+    live.forget(context, row.uuid)
     row = context.store.update(
         row.uuid,
         moving=None,

@@ -20,7 +20,7 @@ from nativert.runtime import edges
 from nativert.runtime import run as runs
 from nativert.runtime.context import Context
 from nativert.runtime.failpoints import failpoint
-from nativert.runtime.migration import parcel, settling, telling
+from nativert.runtime.migration import live, parcel, preflight, settling, telling
 from nativert.runtime.migration.messages import Kind, Message, Transport
 from nativert.runtime.observe import Observed, look_here
 from nativert.runtime.protocols import Progress
@@ -116,7 +116,7 @@ class _Leaving:
         self._row = row
         self._move = settling.move_of(row)
         self._progress = progress
-        self._data = self._context.paths.instance_lib(row.uuid) / parcel.DATA
+        self._directory = self._context.paths.instance_lib(row.uuid)
 
     def carry_out(self) -> tuple[Observed, dict[str, Any]]:
         """Do all of it; what it says where it stays here is a NativertError."""
@@ -130,8 +130,9 @@ class _Leaving:
             if not self._stay(str(e)):
                 raise  # Whether the commit is on the disk was not sure, and it is.
             if isinstance(e, (NativertError, OSError)):
+                why = e.message if isinstance(e, NativertError) else str(e)
                 raise NativertError(
-                    f"{self._row.name}: stays on this node: {e}",
+                    f"{self._row.name}: stays on this node: {why}",
                     code=e.code if isinstance(e, NativertError) else Code.MIGRATE,
                     hint=e.hint if isinstance(e, NativertError) else "",
                 ) from e
@@ -173,8 +174,12 @@ class _Leaving:
             "limits": limits,
             "env": None if row.env is None else msgspec.json.decode(row.env),
             "addresses": {one.name: one.address for one in row.interfaces},
-            "bytes": parcel.size(self._data),
+            "bytes": parcel.size(self._directory),
         }
+        if live.wanted(row):
+            here = look_here(self._context, row)
+            body["live"] = msgspec.to_builtins(preflight.offer(self._context, here))
+            body["bytes"] += self._context.cgroup(row.uuid).usage().memory_bytes or 0
         self._until(
             self._say(Kind.PREPARE, body),
             {Kind.READY},
@@ -194,17 +199,23 @@ class _Leaving:
             self._row = settling.enter(context, self._row, Phase.TAKE_OFF)
             self._node.report(self._row, State.TAKE_OFF)
             failpoint("migrate.stopping")
-            asked = telling.asked(self._row)
-            instead = None
-            if asked is not None and asked.signal_number is not None:
-                instead = (asked.signal_number, asked.timeout_s)
             here = look_here(context, self._row)
-            self._row = runs.stop(context, here, why="migrate", instead=instead).row
+            if live.wanted(self._row):
+                live.dump(context, here)
+            else:
+                self._stop(here)
         failpoint("migrate.stopped")
+
+    def _stop(self, here: Observed) -> None:
+        asked = telling.asked(self._row)
+        instead = None
+        if asked is not None and asked.signal_number is not None:
+            instead = (asked.signal_number, asked.timeout_s)
+        self._row = runs.stop(self._context, here, why="migrate", instead=instead).row
 
     def _send(self) -> None:
         silence_s = self._patience.silence_s
-        total = parcel.size(self._data)
+        total = parcel.size(self._directory)
 
         def send(offset: int, piece: bytes) -> None:
             chunk = self._say(Kind.CHUNK, {"offset": offset}, piece)
@@ -213,7 +224,7 @@ class _Leaving:
                 self._progress(min(offset + len(piece), total), total)
 
         pieces = parcel.Pieces(send)
-        told = parcel.pack(self._data, pieces)
+        told = parcel.pack(self._directory, pieces)
         failpoint("migrate.sent")
         finish = self._say(
             Kind.FINISH, {"bytes": pieces.sent, "sum": told, "id_range": self._row.id_range}

@@ -93,7 +93,7 @@ def test_the_catalog_has_what_a_record_has_not() -> None:
         ({"interfaces": [{"name": "eth0", "cp_id": INSTANCE}]}, "interfaces[0].cp_id"),
         ({"interfaces": ["eth0"]}, "interfaces[0]"),
         ({"interfaces": 5}, "interfaces"),
-        ({"migration_kind": "LIVE"}, "migration_kind"),
+        ({"migration_kind": "WARM"}, "migration_kind"),
         ({"command": None}, "command"),
     ],
 )

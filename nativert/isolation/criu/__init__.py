@@ -1,0 +1,1 @@
+"""CRIU: what makes images of a process, and a process of images; see criu(8)."""
