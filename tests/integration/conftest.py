@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import scale
+from movers import Pair
 from network_hosts import Host, own_host
 from nodes import CLI, MakeNode, remove_node
 
@@ -96,3 +97,11 @@ def host(tmp_path: Path) -> Iterator[Host]:
     """A host with an uplink to another one, in network namespaces of their own."""
     with own_host(tmp_path) as one:
         yield one
+
+
+@pytest.fixture
+def pair(make_node: MakeNode, tmp_path: Path) -> Iterator[Pair]:
+    pair = Pair(make_node(tmp_path / "a"), make_node(tmp_path / "b"))
+    yield pair
+    for served in pair.served.values():
+        served.close()

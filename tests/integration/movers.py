@@ -13,15 +13,22 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from nativert.errors import Code, NativertError
 from nativert.runtime.migration import messages
 from nativert.runtime.migration.destination import Destination
 from nativert.runtime.migration.messages import Message
+from nativert.runtime.migration.source import Mover, Patience
 from nativert.runtime.node import Node
+from nativert.runtime.views import Instance
 from nativert.store.claims import Claims
 from nativert.store.identity import open_identity
 from nativert.store.paths import Paths
+
+QUICK = Patience(answer_s=5, prepare_s=30, silence_s=1, commit_s=1)
+# Counts the runs that it knows of, and stays.
+APP = "echo run >> /data/runs; echo up; exec sleep 1000"
 
 
 def socket_of(root: Path) -> str:
@@ -129,3 +136,26 @@ class Served:
                     self.failures.append(e)
                     continue
                 _send(peer, b"" if answer is None else messages.encode(answer))
+
+
+class Pair:
+    """Two nodes; `here` has the instance at first."""
+
+    def __init__(self, here: Node, there: Node) -> None:
+        self.here, self.there = here, there
+        roots = [node.paths.root or Path("/") for node in (here, there)]
+        self.wire = Wire(*roots)
+        self.ids = {node: id_of(root) for node, root in zip((here, there), roots, strict=True)}
+        self.served = {node: Served(node) for node in (here, there)}
+
+    def move(self, uuid: str, *, back: bool = False) -> dict[str, Any]:
+        source, target = (self.there, self.here) if back else (self.here, self.there)
+        return Mover(source, self.wire, patience=QUICK).migrate(uuid, self.ids[target])
+
+    def copies(self, uuid: str) -> list[Instance]:
+        rows = [row for node in (self.here, self.there) for row in node.list()]
+        return [row for row in rows if row.instance == uuid]
+
+
+def read(node: Node, uuid: str, path: str) -> str:
+    return node.read(uuid, path, limit=1 << 20).decode()
