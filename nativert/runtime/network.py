@@ -20,6 +20,7 @@ from nativert.isolation.network.forwarding import Forwarding
 from nativert.isolation.network.links import Links
 from nativert.isolation.network.messages import Inside, Link
 from nativert.isolation.network.nftables import PROTOCOLS, Published, Table
+from nativert.runtime.overlay.tunnel import Overlay
 from nativert.runtime.protocols import Attached, Counters, InterfaceRequest, PortRequest
 from nativert.runtime.virtual_bridges import NodeBridges
 
@@ -30,6 +31,8 @@ _GROUP_BASE: Final = 0x4E00_0000
 # A second interface's default route, so that both can exist; the first's wins.
 _SECOND_METRIC: Final = 1024
 _WITHDRAW_ATTEMPTS: Final = 5
+# Of an interface that has no neighbours: all it reaches, it reaches by its gateway.
+_ALONE: Final = 32
 
 
 class BridgeNetwork:
@@ -51,7 +54,8 @@ class BridgeNetwork:
         self._links = Links()
         self.virtual = NodeBridges(tag, self._links)
         self._deleter = GroupDeleter(self._group)
-        self._table = Table(f"nativert_{tag}", self.bridge, str(self._subnet))
+        self.overlay = Overlay(tag, self.bridge, str(self._subnet), state_dir, self._links)
+        self._table = Table(f"nativert_{tag}", self.bridge, str(self._subnet), self.overlay.link)
         self._forwarding = Forwarding(state_dir / "ip_forward.json")
 
     def prepare(self) -> None:
@@ -81,6 +85,7 @@ class BridgeNetwork:
                 self._links.bring_up(self.bridge, alias)
             self._set_sysctls()
             self._forwarding.turn_on()
+            self.overlay.ensure()
             undo.pop_all()
 
     def _make_bridge(self, undo: ExitStack) -> Link:
@@ -137,7 +142,7 @@ class BridgeNetwork:
                     Inside(
                         name=request.name,
                         address=request.address,
-                        prefix=request.prefix,
+                        prefix=_ALONE if self.overlay.routed(request.address) else request.prefix,
                         gateway=request.gateway,
                         metric=_SECOND_METRIC + position if position else 0,
                         rate_mbit=request.bandwidth_mbit,
@@ -183,6 +188,7 @@ class BridgeNetwork:
             if each.link not in on_bridge:
                 self._links.enslave(each.index, each.link, master)
                 mended.append(f"link {each.link} was taken off the bridge")
+        mended += self.overlay.ensure()
         return mended + self.virtual.mend([each for each in attached if each.network])
 
     def detach(self, attached: Sequence[Attached]) -> None:
@@ -311,8 +317,13 @@ class BridgeNetwork:
         return forward.foreign_drops(self.bridge)
 
     def present(self) -> bool:
-        """Return whether the bridge is there, or one of a virtual network."""
-        return self._links.index_of(self.bridge) is not None or bool(self.virtual.present())
+        """Return whether the bridge is there, the overlay, or a virtual network."""
+        bridge = self._links.index_of(self.bridge)
+        return bridge is not None or self.overlay.present() or bool(self.virtual.present())
+
+    def reaches(self, address: str) -> bool:
+        """Return whether an instance may have an address of another node's pool here."""
+        return self.overlay.reaches(address)
 
     def destroy(self) -> None:
         """Remove bridge, table and what was set; safe twice.
@@ -336,6 +347,7 @@ class BridgeNetwork:
             except OSError as e:
                 failures.append(e)
         for step in (
+            self.overlay.destroy,
             self._delete_bridge,
             self.virtual.destroy,
             self._table.delete,
@@ -368,6 +380,7 @@ class BridgeNetwork:
         try:
             self._deleter.close()
         finally:
+            self.overlay.close()
             self._links.close()
 
 
