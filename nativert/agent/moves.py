@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, Any, Final
 
+from nativert.agent import lending
 from nativert.agent.logs import LOGGER
 from nativert.errors import NativertError
 from nativert.plugin.zenoh_transport import ZenohTransport
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from nativert.runtime.node import Node
 
 _ROUND_S: Final = 1.0
+# An address that is lent is missed by nobody soon: a pool has a thousand.
+_RECALL_ROUNDS: Final = 30
 
 
 class Moves:
@@ -48,8 +51,13 @@ class Moves:
         self._thread.join()
 
     def _tend(self) -> None:
+        rounds = 0
         while not self._stopped.wait(_ROUND_S):
+            rounds += 1
             try:
                 self._attendant.round()
+                if rounds % _RECALL_ROUNDS == 0:
+                    own = self._node.identity.id
+                    lending.recall(self._node.context.store, own, self._nodes.holds)
             except (NativertError, OSError) as e:
                 LOGGER.warning("cannot look after what is moved: %s", e)

@@ -115,11 +115,9 @@ def address_request(index: int, name: str, address: str, prefix: int) -> Request
     message["family"] = socket.AF_INET
     message["prefixlen"] = prefix
     message["index"] = index
-    message["attrs"] = [
-        ("IFA_LOCAL", address),
-        ("IFA_ADDRESS", address),
-        ("IFA_BROADCAST", str(network.broadcast_address)),
-    ]
+    message["attrs"] = [("IFA_LOCAL", address), ("IFA_ADDRESS", address)]
+    if prefix < _ALONE:
+        message["attrs"].append(("IFA_BROADCAST", str(network.broadcast_address)))
     flags = NLM_F_CREATE | NLM_F_EXCL
     what = f"add address {address}/{prefix}"
     return Request(RTM_NEWADDR, flags, _encode(message), what, name)

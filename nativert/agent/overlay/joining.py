@@ -1,0 +1,197 @@
+"""The overlay as the agent keeps it: tells where moved addresses are, hears it, and acts by it.
+
+What a node says is a value at a path of its own, so that who comes later finds it. What it has
+said stays true when its agent is gone: its instances go on.
+"""
+
+from __future__ import annotations
+
+import threading
+from contextlib import ExitStack, suppress
+from typing import TYPE_CHECKING, Final
+
+from nativert.agent.fog05 import paths
+from nativert.agent.logs import LOGGER
+from nativert.agent.overlay import words
+from nativert.agent.overlay.words import Word
+from nativert.errors import DescriptorError, NativertError
+from nativert.plugin.connector import Sample
+from nativert.plugin.zenoh_connector import ZenohConnector, stamp_order
+from nativert.runtime.network import BridgeNetwork
+from nativert.runtime.overlay.plan import Plan
+from nativert.store import boot
+from nativert.store.paths import check_uuid
+
+if TYPE_CHECKING:
+    from nativert.agent.config import Overlay as Settings
+    from nativert.runtime.context import Context
+
+# Nothing tells of what others take away from the kernel.
+_LOOK_S: Final = 5.0
+_QUICK_S: Final = 2.5
+# An address has come, or gone: RUNNING here, or nothing of it left here.
+_MOVED: Final = ("RUN", "UNDEFINE")
+
+
+class Joining:
+    """Satisfies `Reporter`; joins this node with others between `start` and `close`."""
+
+    def __init__(
+        self, context: Context, connector: ZenohConnector, settings: Settings, address: str
+    ) -> None:
+        if not isinstance(context.network, BridgeNetwork):
+            raise TypeError("another network than the built-in one has an overlay of its own")
+        self._context = context
+        self._network = context.network
+        self._connector = connector
+        self._settings = settings
+        self._address = address
+        self._id = context.identity.id
+        self._mutex = threading.Lock()
+        self._words: dict[str, Word] = {}
+        self._stamps: dict[str, tuple[int, str]] = {}
+        self._said: Word | None = None
+        self._kept: Plan | None = None
+        self._trouble = ""
+        self._changed = threading.Event()
+        self._stopped = False
+        self._open = ExitStack()
+
+    def start(self) -> None:
+        """Tell what is here, and join with whoever is there or comes."""
+        before = self._network.overlay.plan()
+        if before is not None:
+            # Of an agent before this one: nodes that are away now may come back later.
+            self._words = {
+                peer.node: Word(
+                    subnet=peer.subnet,
+                    address=peer.address,
+                    vni=before.vni,
+                    port=before.port,
+                    here=peer.here,
+                )
+                for peer in before.peers
+            }
+        self._open.callback(self._connector.subscribe(paths.overlay_of("*"), self._heard).close)
+        self._look()
+        thread = threading.Thread(target=self._work, name="overlay", daemon=True)
+        thread.start()
+        self._open.callback(thread.join)
+        self._open.callback(self._end)
+        # Last: who is there already is asked what it has said before.
+        self._open.callback(self._connector.watch(paths.alive("*"), self._seen).close)
+
+    def close(self) -> None:
+        """Tell and hear no more. Where instances are configured all stays as it is."""
+        self._open.close()
+        store, facts = self._context.store, self._context.paths
+        lock = self._context.host_lock(shared=False)
+        if not lock.try_acquire():
+            return  # Somebody configures an instance.
+        try:
+            if not any(boot.read_facts(facts, row.uuid) for row in store.rows()):
+                self._network.overlay.forget()
+        finally:
+            lock.release()
+
+    def update_fdu_status(self, fdu: str, instance: str, status: str) -> None:  # noqa: ARG002
+        """Look whether an address has come or gone."""
+        if status in _MOVED:
+            self._changed.set()
+
+    def write_fdu_error(self, fdu: str, instance: str, code: int, message: str) -> None:
+        """Nothing has moved."""
+
+    def _end(self) -> None:
+        self._stopped = True
+        self._changed.set()
+
+    # -- what others say ---------------------------------------------------------------
+
+    def _heard(self, sample: Sample) -> None:
+        node = paths.node_of_overlay(sample.path)
+        if node == self._id or sample.value is None:
+            return
+        try:
+            check_uuid(node)
+            word = words.decode(sample.value)
+        except (NativertError, DescriptorError) as e:
+            LOGGER.warning("node %s: %s", node, e)
+            return
+        stamp = stamp_order(sample.stamp)
+        with self._mutex:
+            # What was asked for may come after what was told later.
+            if stamp < self._stamps.get(node, (0, "")):
+                return
+            self._stamps[node] = stamp
+            known = self._words.get(node)
+            self._words[node] = word
+        if known != word:
+            self._changed.set()
+
+    def _seen(self, path: str, here: bool) -> None:
+        node = path.rpartition("/")[2]
+        if here and node != self._id:
+            # Not here: who comes next must not wait for its answer.
+            ask = threading.Thread(target=self._ask, args=(node,), name="overlay", daemon=True)
+            ask.start()
+
+    def _ask(self, node: str) -> None:
+        try:
+            for sample in self._connector.get(paths.overlay_of(node), timeout_s=_QUICK_S):
+                self._heard(sample)
+        except NativertError as e:
+            LOGGER.warning("node %s: cannot ask for its part in the overlay: %s", node, e)
+
+    # -- what follows ------------------------------------------------------------------
+
+    def _work(self) -> None:
+        while not self._stopped:
+            self._changed.wait(_LOOK_S)
+            self._changed.clear()
+            if not self._stopped:
+                self._look()
+
+    def _look(self) -> None:
+        trouble = ""
+        try:
+            self._tell()
+            self._act()
+        except (NativertError, OSError) as e:
+            trouble = str(e)
+            if trouble != self._trouble:
+                LOGGER.error("the overlay is not as it should be: %s", e)
+            if not self._network.overlay.present():
+                # No instance's network may fail for it.
+                self._kept = None
+                with suppress(OSError):
+                    self._network.overlay.forget()
+        self._trouble = trouble
+
+    def _tell(self) -> None:
+        word = Word(
+            subnet=str(self._context.identity.subnet),
+            address=self._address,
+            vni=self._settings.vni,
+            port=self._settings.port,
+            here=self._context.store.travelled(),
+        )
+        if word != self._said:
+            self._connector.put(paths.overlay_of(self._id), words.encode(word))
+            self._said = word
+
+    def _act(self) -> None:
+        assert self._said is not None  # It has just been told.
+        with self._mutex:
+            others = dict(self._words)
+        plan = words.planned(self._id, self._said, others)
+        before, overlay = self._kept, self._network.overlay
+        if plan != before or overlay.plan() is None:
+            overlay.keep(plan)
+        # What the node has on the host is not removed meanwhile.
+        with self._context.host_lock(shared=True):
+            self._network.prepare()
+        self._kept = plan
+        for node, why in plan.refused.items():
+            if before is None or before.refused.get(node) != why:
+                LOGGER.error("node %s is not joined with the overlay: %s", node, why)
