@@ -35,9 +35,8 @@ _CONNECT_S: Final = 0.2
 _PAUSE_S: Final = 0.01
 _SILENCE_S: Final = 1.0
 _PATIENCE_S: Final = 60.0
-_COUNTER: Final = (
-    """
-import fcntl, os, select, signal, socket, time
+_COUNTER: Final = """
+import fcntl, os, select, signal, socket, sys, time
 ends = []
 signal.signal(signal.SIGTERM, lambda *_: ends.append(1))
 log = os.open("/witness/numbers", os.O_WRONLY | os.O_APPEND)
@@ -46,24 +45,22 @@ try:
 except BlockingIOError:
     os.write(log, b"two copies\\n")
 n = int(open("/data/n").read()) if os.path.exists("/data/n") else 0
-listener = socket.create_server(("", %d))
+listener = socket.create_server(("", int(sys.argv[1])))
 clients = []
 while not ends:
     n += 1
     with open("/data/n.new", "w") as file:
         file.write(str(n))
     os.rename("/data/n.new", "/data/n")
-    os.write(log, b"%%d %%d\\n" %% (n, time.monotonic_ns()))
+    os.write(log, f"{n} {time.monotonic_ns()}\\n".encode())
     for client in list(clients):
         try:
-            client.send(b"%%d\\n" %% n, socket.MSG_DONTWAIT)
+            client.send(f"{n}\\n".encode(), socket.MSG_DONTWAIT)
         except OSError:
             clients.remove(client)
     if select.select([listener], [], [], 0.005)[0]:
         clients.append(listener.accept()[0])
 """
-    % _PORT
-)
 _BUSY: Final = "while :; do :; done"
 
 
@@ -89,7 +86,7 @@ def _moved(nodes: list[Member], numbers: Path, count: int) -> int:
     mounts = [{"source": str(numbers.parent), "target": "/witness", "read_only": False}]
     with _client(one) as here, _client(two) as there:
         _start(here, "load", ["/bin/sh", "-c", _BUSY], {"cpu": {"max": 0.5}})
-        counter = ["/usr/bin/python3", "-u", "-c", _COUNTER]
+        counter = ["/usr/bin/python3", "-u", "-c", _COUNTER, str(_PORT)]
         _start(here, "counter", counter, {"mounts": mounts, "network": {"ports": ["17000:7000"]}})
         uuid = here.get("counter").instance
         address = here.inspect(uuid)["native"]["interfaces"][0]["address"]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from joined_hosts import Joined, joined, tell_each_other
-from network_hosts import Server, ip, open_socket, refused
+from network_hosts import Server, fail, ip, open_socket, refused
 
 from nativert.errors import NativertError
 from nativert.isolation.network import nftables
@@ -115,6 +115,21 @@ def test_an_address_goes_with_its_instance(hosts: list[Joined]) -> None:
             assert server.reached(netns, attached.address, 80)
 
 
+def test_who_was_there_before_its_node_was_joined_is_told_the_way(hosts: list[Joined]) -> None:
+    first, second, _ = hosts
+    first.do(first.network.overlay.forget)
+    before, at_before = first.instance(0)
+    _, attached = first.instance(1)
+    assert "10.71.4.2/22" in ip("addr", "show", "eth0", netns=before)
+    tell_each_other(hosts)
+    first.do(lambda: first.network.detach([attached]))
+    new, _ = second.instance(1, attached.address)
+    second.here = {attached.address: 1}
+    tell_each_other(hosts)
+    with Server(new, "0.0.0.0", 80) as server:
+        assert server.reached(before, attached.address, 80) == at_before.address
+
+
 def test_frames_of_others_are_kept_out(hosts: list[Joined]) -> None:
     first, second, third = hosts
     one, at_one = first.instance(0)
@@ -208,6 +223,31 @@ def test_all_of_it_goes_with_the_nodes_network(hosts: list[Joined]) -> None:
     first.do(first.network.destroy)
     first.do(first.network.prepare)
     assert ip("route", "show", netns=first.netns) == before
+
+
+def test_a_vni_that_is_taken_is_told(hosts: list[Joined]) -> None:
+    first = hosts[0]
+    first.do(first.network.destroy)
+    other = ["type", "vxlan", "id", str(VNI), "dstport", str(PORT), "local", first.uplink]
+    ip("link", "add", "other", *other, netns=first.netns)
+    with pytest.raises(NativertError, match="another link of this host has VNI 7447"):
+        first.do(first.network.prepare)
+    assert "nrt-" not in ip("link", "show", netns=first.netns)
+
+
+def test_what_fails_half_way_leaves_nothing(
+    hosts: list[Joined], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = hosts[0]
+    for step in ("add vxlan", "set neighbour", "list routes", "set route", "set link up"):
+        first.do(first.network.destroy)
+        with monkeypatch.context() as patched:
+            fail(patched, step, skip=1 if step == "set link up" else 0)
+            with pytest.raises(OSError, match="injected"):
+                first.do(first.network.prepare)
+        links = ip("-br", "link", netns=first.netns)
+        assert ("nrt-" in links, "nrx-" in links) == (False, False), step
+    first.do(first.network.prepare)
 
 
 def test_a_name_that_is_taken_is_told(hosts: list[Joined]) -> None:

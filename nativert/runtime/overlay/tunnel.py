@@ -7,6 +7,7 @@ one route more. What is here follows from the plan alone, whichever process look
 
 from __future__ import annotations
 
+import errno
 from contextlib import ExitStack
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
@@ -98,8 +99,8 @@ class Overlay:
         with ExitStack() as undo:
             link = self._found(planned, mended)
             if link is None:
-                link = self._make(planned)
                 undo.callback(self.destroy)
+                link = self._make(planned)
             elif not link.up:
                 self._links.bring_up(self.link, link.alias)
                 mended.append(f"tunnel {self.link} was down")
@@ -152,8 +153,25 @@ class Overlay:
         try:
             vxlan.add(self._netlink, self.link, tunnel)
         except FileExistsError:
+            # Of another process of this node it may be, or another link's with the same VNI.
             if not self.present():
-                raise  # another link has this VNI on this port
+                raise NativertError(
+                    f"cannot make {self.link}: another link of this host has VNI {planned.vni}"
+                    f" on UDP port {planned.port}",
+                    code=Code.NETWORK,
+                    hint="set overlay.vni on all nodes; see ip -d link show type vxlan",
+                ) from None
+        except OSError as e:
+            if e.errno != errno.EOPNOTSUPP:
+                raise
+            raise NativertError(
+                f"cannot make {self.link}: this kernel has no vxlan",
+                code=Code.NETWORK,
+                hint="modprobe vxlan, or use a kernel that is built with CONFIG_VXLAN",
+            ) from e
+        # Who was configured before the node was joined takes its pool for one Ethernet, and asks
+        # by ARP for what has moved away: the node answers for it.
+        sysctl.ensure(f"ipv4/conf/{self._bridge}/proxy_arp", "1")
         try:
             sysctl.ensure(f"ipv6/conf/{self.link}/disable_ipv6", "1")
         except FileNotFoundError:
@@ -161,7 +179,7 @@ class Overlay:
         self._links.bring_up(self.link, self._alias(planned))
         link = self._links.find(self.link)
         if link is None:
-            raise OSError(19, "the tunnel was removed meanwhile", self.link)
+            raise OSError(errno.ENODEV, "the tunnel was removed meanwhile", self.link)
         return link
 
     def _mtu(self, address: str) -> int:
@@ -191,9 +209,12 @@ class Overlay:
         """Remove link, routes and table; what is planned stays. Safe twice."""
         self._done = None
         index = self._links.index_of(self.link)
-        bridge = self._links.index_of(self._bridge)
-        ours = {one for one in routes.kept(self._netlink) if one.link in (index, bridge)}
-        routes.delete(self._netlink, ours)
         if index is not None:
+            # And with it the routes to other nodes.
             self._links.delete(index, self.link)
         guard.remove(self._table)
+        bridge = self._links.index_of(self._bridge)
+        if bridge is not None:
+            sysctl.ensure(f"ipv4/conf/{self._bridge}/proxy_arp", "0")
+            here = {one for one in routes.kept(self._netlink) if one.link == bridge}
+            routes.delete(self._netlink, here)
