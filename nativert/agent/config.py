@@ -198,7 +198,8 @@ class Zenoh(Part, frozen=True, kw_only=True):
 class Overlay(Part, frozen=True, kw_only=True):
     """How this node's instances are joined with those of the other nodes of [zenoh]."""
 
-    enabled: bool = True
+    # Frames show neither password nor certificate: with zenoh.tls only where it is asked for.
+    enabled: bool | None = None
     # Where tunnels of other nodes end; as zenoh.listen says, unless told.
     address: str | None = None
     # All nodes that are joined have the same two.

@@ -31,8 +31,6 @@ _GROUP_BASE: Final = 0x4E00_0000
 # A second interface's default route, so that both can exist; the first's wins.
 _SECOND_METRIC: Final = 1024
 _WITHDRAW_ATTEMPTS: Final = 5
-# Of an interface that has no neighbours: all it reaches, it reaches by its gateway.
-_ALONE: Final = 32
 
 
 class BridgeNetwork:
@@ -142,7 +140,7 @@ class BridgeNetwork:
                     Inside(
                         name=request.name,
                         address=request.address,
-                        prefix=_ALONE if self.overlay.routed(request.address) else request.prefix,
+                        prefix=self.overlay.prefix(request.address, request.prefix),
                         gateway=request.gateway,
                         metric=_SECOND_METRIC + position if position else 0,
                         rate_mbit=request.bandwidth_mbit,

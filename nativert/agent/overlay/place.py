@@ -17,7 +17,10 @@ def of(config: Config) -> str | None:
     The one that is configured, or that others connect to; where they connect to any, the one by
     which this host goes to them.
     """
-    if config.zenoh is None or not config.overlay.enabled:
+    if config.zenoh is None:
+        return None
+    wanted = config.overlay.enabled
+    if not (wanted if wanted is not None else config.zenoh.tls is None):
         return None
     if config.overlay.address:
         return config.overlay.address

@@ -24,6 +24,7 @@ from nativert.runtime.overlay.plan import Plan
 
 TUNNEL_PREFIX: Final = "nrx-"
 _ETHERNET_MTU: Final = 1500
+_HOST_PREFIX: Final = 32
 
 
 def mac_of(tag: str) -> str:
@@ -67,7 +68,7 @@ class Overlay:
         self.destroy()
 
     def reaches(self, address: str) -> bool:
-        """Tell whether an address is of a pool that other nodes reach this node for, or own."""
+        """Tell whether an address is of the pool of a node that is joined with this one."""
         planned = self.plan()
         if planned is None:
             return False
@@ -77,9 +78,13 @@ class Overlay:
             for pool in (IPv4Network(peer.subnet) for peer in planned.peers)
         )
 
-    def routed(self, address: str) -> bool:
-        """Tell whether who has an address reaches its neighbours by the node only."""
-        return IPv4Address(address) not in self._subnet or self.plan() is not None
+    def prefix(self, address: str, alone: int) -> int:
+        """Return the prefix length of an interface: *alone* where the node is in no overlay.
+
+        In one, nobody has neighbours, which could move: all go by the node.
+        """
+        joined = IPv4Address(address) not in self._subnet or self.plan() is not None
+        return _HOST_PREFIX if joined else alone
 
     # -- what is in the kernel ---------------------------------------------------------
 

@@ -130,6 +130,15 @@ def test_a_plan_is_of_its_boot(tmp_path: Path) -> None:
     assert plans.read(path) is None
 
 
+TLS = """[zenoh]
+listen = ["tls/10.0.0.1:7447"]
+[zenoh.tls]
+ca = "ca"
+certificate = "certificate"
+key = "key"
+"""
+
+
 @pytest.mark.parametrize(
     ("text", "address"),
     [
@@ -140,6 +149,8 @@ def test_a_plan_is_of_its_boot(tmp_path: Path) -> None:
         ('[zenoh]\nlisten = ["tcp/10.0.0.1:1"]\ninsecure = true\n[overlay]\nenabled = false', None),
         ('[zenoh]\n[overlay]\naddress = "10.0.0.9"', "10.0.0.9"),
         ('[zenoh]\nlisten = ["tcp/[::1]:7447"]', None),
+        (TLS, None),
+        (TLS + "[overlay]\nenabled = true", "10.0.0.1"),
     ],
 )
 def test_where_tunnels_end(text: str, address: str | None) -> None:
