@@ -73,6 +73,8 @@ def run(
             agent.nodes = network.nodes
             if network.overlay is not None:
                 reporter.add(network.overlay)
+                # Before anything is configured: in an overlay interfaces are other ones.
+                network.overlay.make()
         asyncio.run(agent.run(began))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from nativert.agent import lending
@@ -25,12 +26,21 @@ _RECALL_ROUNDS: Final = 30
 
 
 class Moves:
-    """Satisfies `runtime.protocols.Moving`; from construction until closed it answers others."""
+    """Satisfies `runtime.protocols.Moving`; from construction until closed it answers others.
 
-    def __init__(self, node: Node, connector: ZenohConnector, nodes: Nodes) -> None:
+    *arriving* is called, and must not block, when an instance of another node is to start here.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        connector: ZenohConnector,
+        nodes: Nodes,
+        arriving: Callable[[], None] = lambda: None,
+    ) -> None:
         self._node = node
         self._nodes = nodes
-        destination = Destination(node)
+        destination = Destination(node, arriving)
         self._transport = ZenohTransport(connector.session, node.identity.id, destination.answer)
         self._mover = Mover(node, self._transport)
         self._attendant = Attendant(node, self._transport, destination)

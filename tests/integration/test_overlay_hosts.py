@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import scale
 from authorities import init
+from network_hosts import ip
 from nodes import CLI, make_document, until
-from test_overlay_fleet import SERVER, asked, links, ok, routes
+from test_overlay_fleet import SERVER, asked, links, ok, opened, routes
 
 from nativert.fleet import network, plan, up
 from nativert.fleet.plan import Member, Plan
@@ -26,8 +27,13 @@ LONG = scale.seconds(60)
 
 
 @contextmanager
-def hosts(tmp_path: Path, more: tuple[str, str]) -> Iterator[list[Member]]:
-    """Two nodes with the files of `nativert zenoh init`, and *more* of each; their agents."""
+def hosts(
+    tmp_path: Path, more: tuple[str, str], *, before: Callable[[Plan], None] = lambda _: None
+) -> Iterator[list[Member]]:
+    """Two nodes with the files of `nativert zenoh init`, and *more* of each; their agents.
+
+    *before* is called when their hosts are there, and no agent is.
+    """
     authority = tmp_path / "authority"
     made: Plan = plan.make(tmp_path, 2)
     named = [f"{node.name}={node.address}" for node in made.nodes]
@@ -35,6 +41,7 @@ def hosts(tmp_path: Path, more: tuple[str, str]) -> Iterator[list[Member]]:
     agents: list[subprocess.Popen[bytes]] = []
     try:
         network.make(made)
+        before(made)
         for node, text in zip(made.nodes, more, strict=True):
             node.paths.create()
             node.paths.netns.write_text(node.netns + "\n")
@@ -110,3 +117,28 @@ def test_who_is_not_joined_gets_a_new_address(
         assert moved != web
         until(lambda: asked(two, moved) != "", deadline_s=LONG, what="it serves there")
         assert asked(one, moved) == ""
+
+
+def test_a_node_that_cannot_be_joined_works_as_one_alone(tmp_path: Path) -> None:
+    enabled = "[overlay]\nenabled = true\n"
+
+    def taken(made: Plan) -> None:
+        other = ["type", "vxlan", "id", "7447", "dstport", "4789", "local", made.nodes[1].address]
+        with opened(made.nodes[1]) as netns:
+            ip("link", "add", "other", *other, netns=netns)
+
+    with hosts(tmp_path, (enabled, enabled), before=taken) as (_, two):
+        said = (two.root / "agent.log").read_text()
+        assert said.count("another link of this host has VNI 7447 on UDP port 4789") == 1
+        assert "overlay network" not in {row["name"] for row in ok(two.root, "doctor")}
+        page = tmp_path / "web.json"
+        page.write_text(json.dumps(make_document(name="web", python=SERVER, veth=True)))
+        ok(two.root, "run", "-d", str(page))
+        web = ok(two.root, "inspect", "web")["native"]["interfaces"][0]["address"]
+        until(lambda: asked(two, web) != "", deadline_s=LONG, what="it serves")
+        assert "other" in links(two)
+        # It is joined as soon as it can be.
+        with opened(two) as netns:
+            ip("link", "del", "other", netns=netns)
+        until(lambda: "nrx-" in links(two), deadline_s=LONG, what="it is joined")
+        ok(two.root, "rm", "--force", "web")

@@ -158,7 +158,9 @@ class Fog05:
         self.nodes.start()
         self._open.callback(self.nodes.close)
         self._open.callback(self.connector.liveliness(paths.alive(self._id)).close)
-        self._open.callback(Moves(self._node, self.connector, self.nodes).close)
+        arriving = (lambda: None) if self.overlay is None else self.overlay.wake
+        moves = Moves(self._node, self.connector, self.nodes, arriving)
+        self._open.callback(moves.close)
         self._answer(READY, lambda _: {"result": self._id})
         LOGGER.info("node %s is on the network as %s", name, self._id)
 

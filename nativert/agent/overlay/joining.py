@@ -7,6 +7,7 @@ said stays true when its agent is gone: its instances go on.
 from __future__ import annotations
 
 import threading
+import time
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Final
 
@@ -34,7 +35,7 @@ _MOVED: Final = ("RUN", "UNDEFINE")
 
 
 class Joining:
-    """Satisfies `Reporter`; joins this node with others between `start` and `close`."""
+    """Satisfies `Reporter`: made first, it joins this node with others from `start` to `close`."""
 
     def __init__(
         self, context: Context, connector: ZenohConnector, settings: Settings, address: str
@@ -53,12 +54,13 @@ class Joining:
         self._said: Word | None = None
         self._kept: Plan | None = None
         self._trouble = ""
+        self._acted = 0.0
         self._changed = threading.Event()
         self._stopped = False
         self._open = ExitStack()
 
-    def start(self) -> None:
-        """Tell what is here, and join with whoever is there or comes."""
+    def make(self) -> None:
+        """Have the node's own part in the kernel, and tell what is here."""
         before = self._network.overlay.plan()
         if before is not None:
             # Of an agent before this one: nodes that are away now may come back later.
@@ -72,8 +74,11 @@ class Joining:
                 )
                 for peer in before.peers
             }
-        self._open.callback(self._connector.subscribe(paths.overlay_of("*"), self._heard).close)
         self._look()
+
+    def start(self) -> None:
+        """Join with whoever is there or comes."""
+        self._open.callback(self._connector.subscribe(paths.overlay_of("*"), self._heard).close)
         thread = threading.Thread(target=self._work, name="overlay", daemon=True)
         thread.start()
         self._open.callback(thread.join)
@@ -97,7 +102,11 @@ class Joining:
     def update_fdu_status(self, fdu: str, instance: str, status: str) -> None:  # noqa: ARG002
         """Look whether an address has come or gone."""
         if status in _MOVED:
-            self._changed.set()
+            self.wake()
+
+    def wake(self) -> None:
+        """Look at once whether an address has come or gone; in another thread."""
+        self._changed.set()
 
     def write_fdu_error(self, fdu: str, instance: str, code: int, message: str) -> None:
         """Nothing has moved."""
@@ -186,6 +195,11 @@ class Joining:
             others = dict(self._words)
         plan = words.planned(self._id, self._said, others)
         before, overlay = self._kept, self._network.overlay
+        now = time.monotonic()
+        # Where instances come and go by the hundred, most have not moved.
+        if plan == before and now - self._acted < _LOOK_S:
+            return
+        self._acted = now
         if plan != before or overlay.plan() is None:
             overlay.keep(plan)
         # What the node has on the host is not removed meanwhile.

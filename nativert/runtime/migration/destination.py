@@ -7,6 +7,7 @@ the next one, and one that comes twice changes nothing.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from ipaddress import IPv4Address, IPv4Network
 from typing import TYPE_CHECKING, Any, Final
 
@@ -49,10 +50,14 @@ class _Offer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Destination:
-    """Answers for one node; may be called by any thread."""
+    """Answers for one node; may be called by any thread.
 
-    def __init__(self, node: Node) -> None:
+    *arriving* is called when an instance is this node's from now on, before it is started.
+    """
+
+    def __init__(self, node: Node, arriving: Callable[[], None] = lambda: None) -> None:
         self._node = node
+        self._arriving = arriving
         self._context: Context = node.context
         self._heard: dict[str, float] = {}
 
@@ -314,6 +319,7 @@ class Destination:
             return None
         if move.phase is Phase.HELD:
             row = settling.enter(self._context, row, Phase.STARTING)
+            self._arriving()
             failpoint("land.starting")
         try:
             after = settling.start(self._context, row)

@@ -90,7 +90,8 @@ class Overlay:
 
     def present(self) -> bool:
         """Return whether the link is there."""
-        return self._links.index_of(self.link) is not None
+        link = self._links.find(self.link)
+        return link is not None and link.kind == "vxlan"
 
     def ensure(self) -> list[str]:
         """Have in the kernel what is planned, all or nothing; return what was put back, in words.
@@ -213,10 +214,10 @@ class Overlay:
     def destroy(self) -> None:
         """Remove link, routes and table; what is planned stays. Safe twice."""
         self._done = None
-        index = self._links.index_of(self.link)
-        if index is not None:
+        link = self._links.find(self.link)
+        if link is not None and link.kind == "vxlan":
             # And with it the routes to other nodes.
-            self._links.delete(index, self.link)
+            self._links.delete(link.index, self.link)
         guard.remove(self._table)
         bridge = self._links.index_of(self._bridge)
         if bridge is not None:
