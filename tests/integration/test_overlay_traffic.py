@@ -130,6 +130,22 @@ def test_who_was_there_before_its_node_was_joined_is_told_the_way(hosts: list[Jo
         assert server.reached(before, attached.address, 80) == at_before.address
 
 
+def test_a_node_that_gets_another_address_is_reached_at_it(hosts: list[Joined]) -> None:
+    first, second, _ = hosts
+    one, _ = first.instance(0)
+    two, at_two = second.instance(0)
+    with Server(two, "0.0.0.0", 80) as server:
+        assert server.reached(one, at_two.address, 80)
+    ip("addr", "del", f"{second.uplink}/24", "dev", "up0", netns=second.netns)
+    second.uplink = "198.51.100.22"
+    ip("addr", "add", f"{second.uplink}/24", "dev", "up0", netns=second.netns)
+    tell_each_other(hosts)
+    with Server(two, "0.0.0.0", 80) as server:
+        assert server.reached(one, at_two.address, 80)
+    entries = ip("-d", "link", "show", second.network.overlay.link, netns=second.netns)
+    assert f"local {second.uplink}" in entries
+
+
 def test_frames_of_others_are_kept_out(hosts: list[Joined]) -> None:
     first, second, third = hosts
     one, at_one = first.instance(0)
