@@ -21,6 +21,7 @@ from nativert.isolation import syscalls
 from nativert.isolation.network import named
 from nativert.plugin import zenoh_package
 from nativert.runtime.facade import Facade
+from nativert.runtime.overlay import plan as overlay
 from nativert.store.claims import Claims
 from nativert.store.identity import open_identity
 
@@ -188,7 +189,13 @@ def _ready(node: Member, all_of_them: Sequence[Member]) -> bool:
             alive = {row.name for row in client.nodes() if row.alive}
     except (OSError, NativertError):
         return False  # Not yet.
-    return alive >= {each.name for each in all_of_them}
+    return alive >= {each.name for each in all_of_them} and _joined(node, len(all_of_them) - 1)
+
+
+def _joined(node: Member, others: int) -> bool:
+    """Tell whether a node's network is joined with all others, or cannot be with any."""
+    joined = overlay.read(overlay.path_below(node.paths.run / "net"))
+    return joined is None or len(joined.peers) + len(joined.refused) >= others
 
 
 def _nobody() -> Facade:

@@ -48,6 +48,11 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     refused: dict[str, str] = {}
 
 
+def path_below(state_dir: Path) -> Path:
+    """Return where the plan is, below the directory of what the network must undo."""
+    return state_dir / "overlay.json"
+
+
 def read(path: Path) -> Plan | None:
     """Return what the agent has written in this boot, None where it has not."""
     try:

@@ -42,7 +42,7 @@ class Overlay:
         self._bridge = bridge
         self._subnet = IPv4Network(subnet)
         self._gateway = str(self._subnet.network_address + 1)
-        self._path = state_dir / "overlay.json"
+        self._path = plan.path_below(state_dir)
         self._links = links
         self._netlink = vxlan.open_netlink()
         # What this process has last brought into the kernel.
