@@ -189,13 +189,16 @@ def _ready(node: Member, all_of_them: Sequence[Member]) -> bool:
             alive = {row.name for row in client.nodes() if row.alive}
     except (OSError, NativertError):
         return False  # Not yet.
-    return alive >= {each.name for each in all_of_them} and _joined(node, len(all_of_them) - 1)
+    return alive >= {each.name for each in all_of_them} and _joined(node, all_of_them)
 
 
-def _joined(node: Member, others: int) -> bool:
-    """Tell whether a node's network is joined with all others, or cannot be with any."""
-    joined = overlay.read(overlay.path_below(node.paths.run / "net"))
-    return joined is None or len(joined.peers) + len(joined.refused) >= others
+def _joined(node: Member, all_of_them: Sequence[Member]) -> bool:
+    """Tell whether a node's network is joined with all others; not asked where one has no part."""
+    files = [overlay.path_below(each.paths.run / "net") for each in (node, *all_of_them)]
+    own, *every = [overlay.read(path) for path in files]
+    if own is None or None in every:
+        return True
+    return len(own.peers) + len(own.refused) >= len(all_of_them) - 1
 
 
 def _nobody() -> Facade:
