@@ -104,11 +104,6 @@ def test_an_instance_moves_between_machines_with_its_address(
             socket.create_connection((PEER if here else OWN, PORT), timeout=DEADLINE_S)
         meeting.at(f"seen {turn}")
         if here:
-            told = ok(root, "migrate", "web", other(root))
+            told = ok(root, "migrate", "web", peer_name())
             assert told["addresses"] == {"eth0": web}
         meeting.at(f"moved {turn}")
-
-
-def other(root: Path) -> str:
-    (row,) = [row for row in ok(root, "node", "ls") if row["name"] == peer_name()]
-    return str(row["node"])

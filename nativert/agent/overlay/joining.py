@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
 # Nothing tells of what others take away from the kernel.
 _LOOK_S: Final = 5.0
-_QUICK_S: Final = 2.5
+_AGAIN_S: Final = 1.0
+_SELDOM_S: Final = 60.0
 # An address has come, or gone: RUNNING here, or nothing of it left here.
 _MOVED: Final = ("RUN", "UNDEFINE")
 
@@ -51,6 +52,8 @@ class Joining:
         self._mutex = threading.Lock()
         self._words: dict[str, Word] = {}
         self._stamps: dict[str, tuple[int, str]] = {}
+        # Nodes that are there, and have not told since they came.
+        self._silent: set[str] = set()
         self._said: Word | None = None
         self._kept: Plan | None = None
         self._trouble = ""
@@ -129,6 +132,7 @@ class Joining:
             return
         stamp = stamp_order(sample.stamp)
         with self._mutex:
+            self._silent.discard(node)
             # What was asked for may come after what was told later.
             if stamp < self._stamps.get(node, (0, "")):
                 return
@@ -140,17 +144,30 @@ class Joining:
 
     def _seen(self, path: str, here: bool) -> None:
         node = path.rpartition("/")[2]
-        if here and node != self._id:
-            # Not here: who comes next must not wait for its answer.
-            ask = threading.Thread(target=self._ask, args=(node,), name="overlay", daemon=True)
-            ask.start()
+        if node == self._id:
+            return
+        with self._mutex:
+            if not here:
+                self._silent.discard(node)
+                return
+            self._silent.add(node)
+        # Not here: who comes next must not wait for its answer.
+        threading.Thread(target=self._ask, args=(node,), name="overlay", daemon=True).start()
 
     def _ask(self, node: str) -> None:
-        try:
-            for sample in self._connector.get(paths.overlay_of(node), timeout_s=_QUICK_S):
-                self._heard(sample)
-        except NativertError as e:
-            LOGGER.warning("node %s: cannot ask for its part in the overlay: %s", node, e)
+        """Ask a node until it tells, is gone, or this one ends."""
+        told, pause_s = "", _AGAIN_S
+        while node in self._silent and not self._stopped:
+            try:
+                for sample in self._connector.get(paths.overlay_of(node)):
+                    self._heard(sample)
+            except NativertError as e:
+                if str(e) != told:
+                    LOGGER.warning("node %s: cannot ask for its part in the overlay: %s", node, e)
+                told = str(e)
+            # One that has no part in an overlay tells never.
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, _SELDOM_S)
 
     # -- what follows ------------------------------------------------------------------
 
