@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -203,6 +205,49 @@ def test_an_instance_is_found_wherever_it_has_moved(nodes: list[Member], tmp_pat
     finally:
         again.kill()
         again.wait()
+
+
+def test_an_address_is_found_whoever_is_killed_while_it_moves(
+    nodes: list[Member], tmp_path: Path, tell: Callable[[str], None]
+) -> None:
+    chance = random.Random(7)
+    web = run(nodes[0], tmp_path, name="web", python=SERVER)
+    agents: list[subprocess.Popen[bytes]] = []
+
+    def having() -> list[Member]:
+        found = []
+        for node in nodes:
+            rows = json.loads(command(node.root, "--no-agent", "ps", "-a", "-o", "json").stdout)
+            found += [node for row in rows if (row["name"], row["state"]) == ("web", "RUNNING")]
+        return found
+
+    try:
+        for _ in range(scale.count(5, least=2)):
+            (source,) = having()
+            target = chance.choice([node for node in nodes if node is not source])
+            victim, after_s = chance.choice([source, target]), chance.uniform(0.1, 0.6)
+            environment = os.environ | {"NATIVERT_ROOT": source.directory}
+            words = [*CLI, "migrate", "web", target.name]
+            with subprocess.Popen(words, env=environment, stderr=subprocess.DEVNULL) as moving:
+                time.sleep(after_s)  # Somewhere on its way; wherever, what follows holds.
+                os.kill(agent_of(victim), signal.SIGKILL)
+                environment = os.environ | {"NATIVERT_ROOT": victim.directory}
+                again = subprocess.Popen(
+                    [*CLI, "agent"], env=environment, stderr=subprocess.DEVNULL
+                )
+                agents.append(again)
+                moving.wait(LONG)
+            until(
+                lambda: len(having()) == 1 and all(asked(node, web) for node in nodes),
+                deadline_s=LONG,
+                what="it is on one node, and every node finds it",
+            )
+            assert address_of(having()[0], "web") == web
+            tell(f"{victim.name} killed after {after_s:.2f} s: it is on {having()[0].name}")
+    finally:
+        for agent in agents:
+            agent.kill()
+            agent.wait()
 
 
 def test_nothing_is_left_of_it(nodes: list[Member], tmp_path: Path) -> None:
