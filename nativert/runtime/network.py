@@ -19,8 +19,9 @@ from nativert.isolation.network.deleter import GroupDeleter
 from nativert.isolation.network.forwarding import Forwarding
 from nativert.isolation.network.links import Links
 from nativert.isolation.network.messages import Inside, Link
-from nativert.isolation.network.nftables import PROTOCOLS, Published, Table
+from nativert.isolation.network.nftables import Published, Table
 from nativert.runtime.overlay.tunnel import Overlay
+from nativert.runtime.port_requests import port_of, where
 from nativert.runtime.protocols import Attached, Counters, InterfaceRequest, PortRequest
 from nativert.runtime.virtual_bridges import NodeBridges
 
@@ -140,7 +141,7 @@ class BridgeNetwork:
                     Inside(
                         name=request.name,
                         address=request.address,
-                        prefix=self.overlay.prefix(request.address, request.prefix),
+                        prefix=self.overlay.prefix(request),
                         gateway=request.gateway,
                         metric=_SECOND_METRIC + position if position else 0,
                         rate_mbit=request.bandwidth_mbit,
@@ -168,7 +169,7 @@ class BridgeNetwork:
     ) -> list[str]:
         """Put back what was taken away; return what that was, in words."""
         mended: list[str] = []
-        wanted = [_published(address, each) for address in ports for each in ports[address]]
+        wanted = [port_of(address, each) for address in ports for each in ports[address]]
         if problem := self._table.problem(wanted):
             self._table.rebuild(wanted)
             mended.append(f"packet filter: {problem}")
@@ -221,7 +222,7 @@ class BridgeNetwork:
         """
         if not requests:
             return
-        wanted = [_published(address, request) for request in requests]
+        wanted = [port_of(address, request) for request in requests]
         present = self._table.ports()
         missing = [port for port in wanted if port not in present]
         for port in missing:
@@ -238,7 +239,7 @@ class BridgeNetwork:
                 conntrack.forget_untranslated_udp(port.host_port)
 
     def _refuse_taken(self, port: Published, others: Iterable[Published]) -> None:
-        what = f"cannot publish {port.protocol} port {_where(port)}"
+        what = f"cannot publish {port.protocol} port {where(port)}"
         for other in others:
             if (
                 other.protocol == port.protocol
@@ -385,25 +386,3 @@ class BridgeNetwork:
 def _mac_of(address: str) -> str:
     # Locally administered, as docker does it.
     return "02:6e:" + ":".join(f"{octet:02x}" for octet in ipaddress.IPv4Address(address).packed)
-
-
-def _where(port: Published) -> str:
-    return f"{port.host_ip}:{port.host_port}" if port.host_ip else str(port.host_port)
-
-
-def _published(address: str, request: PortRequest) -> Published:
-    host_ip = request.host_ip or None
-    if host_ip is not None:
-        try:
-            parsed = ipaddress.IPv4Address(host_ip)
-        except ValueError:
-            raise NativertError(
-                f"cannot publish on {host_ip}: only on an IPv4 address", code=Code.NETWORK
-            ) from None
-        host_ip = None if parsed.is_unspecified else str(parsed)
-    if request.protocol not in PROTOCOLS:
-        raise NativertError(
-            f"cannot publish {request.protocol} port {request.host_port}: only tcp and udp",
-            code=Code.NETWORK,
-        )
-    return Published(host_ip, request.protocol, request.host_port, address, request.instance_port)

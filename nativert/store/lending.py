@@ -7,12 +7,22 @@ it elsewhere.
 from __future__ import annotations
 
 from ipaddress import IPv4Address
+from typing import NamedTuple
 
 from nativert.store import allocation, moves
 from nativert.store.moves import Fences, Phase
 
 # Not here yet: its source has the application.
 _ARRIVING = (Phase.LANDING, Phase.HELD)
+
+
+class Travelled(NamedTuple):
+    """An address that is here by the migration *epoch*; by the one before if it is to leave."""
+
+    address: str
+    interface: str
+    instance: str
+    epoch: int
 
 
 class Lending(Fences):
@@ -31,22 +41,22 @@ class Lending(Fences):
         with self._transaction() as connection:
             allocation.recall_address(connection, address, instance)
 
-    def travelled(self) -> dict[str, int]:
-        """Return the addresses here of instances that have moved, with the epoch of each.
-
-        One that is about to leave is here by the epoch before.
-        """
+    def travelled(self) -> list[Travelled]:
+        """Return the addresses here of instances that have moved."""
         with self._reading() as connection:
             found = connection.execute(
-                "SELECT addresses.address, moves.epoch, instances.moving FROM addresses"
+                "SELECT addresses.address, addresses.interface, addresses.instance, moves.epoch,"
+                " instances.moving FROM addresses"
                 " JOIN instances ON instances.uuid = addresses.instance"
-                " JOIN moves ON moves.instance = addresses.instance"
+                " JOIN moves ON moves.instance = addresses.instance ORDER BY addresses.address"
             ).fetchall()
-        here: dict[str, int] = {}
-        for address, epoch, text in found:
+        here = []
+        for address, interface, instance, epoch, text in found:
             move = moves.decode(text)
             if move is not None and move.phase in _ARRIVING:
                 continue
             leaves = move is not None and move.leaves
-            here[str(IPv4Address(address))] = int(epoch) - leaves
+            here.append(
+                Travelled(str(IPv4Address(address)), interface, instance, int(epoch) - leaves)
+            )
         return here

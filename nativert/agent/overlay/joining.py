@@ -18,6 +18,7 @@ from nativert.agent.overlay.words import Word
 from nativert.errors import DescriptorError, NativertError
 from nativert.plugin.connector import Sample
 from nativert.plugin.zenoh_connector import ZenohConnector, stamp_order
+from nativert.runtime.context import descriptor_of
 from nativert.runtime.network import BridgeNetwork
 from nativert.runtime.overlay.plan import Plan
 from nativert.store import boot
@@ -200,11 +201,24 @@ class Joining:
             address=self._address,
             vni=self._settings.vni,
             port=self._settings.port,
-            here=self._context.store.travelled(),
+            here=self._here(),
         )
         if word != self._said:
             self._connector.put(paths.overlay_of(self._id), words.encode(word))
             self._said = word
+
+    def _here(self) -> dict[str, int]:
+        store, here = self._context.store, {}
+        for address, interface, instance, epoch in store.travelled():
+            try:
+                row = store.get(instance)
+                networks = descriptor_of(row.descriptor, row.name).networks
+            except NativertError:
+                continue  # Undefined meanwhile, or damaged.
+            # A virtual network of fog05 is on one node, and may be another one there.
+            if interface not in networks:
+                here[address] = epoch
+        return here
 
     def _act(self) -> None:
         assert self._said is not None  # It has just been told.

@@ -277,8 +277,9 @@ class Destination:
                 ours = IPv4Address(address) in networks.get(name, own)
             except ValueError as e:
                 raise NativertError(f"not an offer: {e}", code=Code.DESCRIPTOR) from None
-            joined = name not in networks and isinstance(network, Reaching)
-            if ours or (joined and network.reaches(address)):
+            if not ours and name not in networks and isinstance(network, Reaching):
+                ours = network.reaches(address)
+            if ours:
                 allowed[name] = address
         return allowed
 

@@ -21,6 +21,7 @@ from nativert.isolation.network.routes import Route
 from nativert.isolation.network.vxlan import Neighbour, Tunnel
 from nativert.runtime.overlay import guard, plan
 from nativert.runtime.overlay.plan import Plan
+from nativert.runtime.protocols import InterfaceRequest
 
 TUNNEL_PREFIX: Final = "nrx-"
 _ETHERNET_MTU: Final = 1500
@@ -78,13 +79,16 @@ class Overlay:
             for pool in (IPv4Network(peer.subnet) for peer in planned.peers)
         )
 
-    def prefix(self, address: str, alone: int) -> int:
-        """Return the prefix length of an interface: *alone* where the node is in no overlay.
+    def prefix(self, request: InterfaceRequest) -> int:
+        """Return the prefix length that an interface gets: its own where the node is alone.
 
-        In one, nobody has neighbours, which could move: all go by the node.
+        In an overlay nobody has neighbours, which could move: all go by the node. On a virtual
+        network of fog05, which is in none, everybody has.
         """
-        joined = IPv4Address(address) not in self._subnet or self.plan() is not None
-        return _HOST_PREFIX if joined else alone
+        if request.network:
+            return request.prefix
+        joined = IPv4Address(request.address) not in self._subnet or self.plan() is not None
+        return _HOST_PREFIX if joined else request.prefix
 
     # -- what is in the kernel ---------------------------------------------------------
 

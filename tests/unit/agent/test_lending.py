@@ -105,8 +105,9 @@ def test_where_an_address_is_while_it_moves(
     store: Store, phase: Phase | None, epoch: int | None
 ) -> None:
     # Source and destination know it by two epochs: the newer one is right.
-    _, address = arrive(store, phase=phase, epoch=7)
-    assert store.travelled() == ({} if epoch is None else {address: epoch})
+    uuid, address = arrive(store, phase=phase, epoch=7)
+    here = [] if epoch is None else [(address, "eth0", uuid, epoch)]
+    assert store.travelled() == here
 
 
 def test_once_landed_it_is_there_by_its_epoch(store: Store) -> None:
@@ -114,9 +115,9 @@ def test_once_landed_it_is_there_by_its_epoch(store: Store) -> None:
     assert address == "10.90.0.9"
     landed = Fence(epoch=3, outcome=Outcome.LANDED, peer="other")
     store.update(uuid, moving=None, fence=landed)
-    assert store.travelled() == {address: 3}
+    assert store.travelled() == [(address, "eth0", uuid, 3)]
     store.delete(uuid)
-    assert store.travelled() == {}
+    assert store.travelled() == []
 
 
 Told = dict[str, Holding | None]
