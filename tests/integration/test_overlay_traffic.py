@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from joined_hosts import Joined, joined, tell_each_other
-from network_hosts import Server, fail, ip, open_socket, refused
+from network_hosts import DEADLINE_S, REFUSED_S, Server, fail, ip, open_socket, refused
 
 from nativert.errors import NativertError
 from nativert.isolation.network import nftables
@@ -152,9 +152,9 @@ def test_frames_of_others_are_kept_out(hosts: list[Joined]) -> None:
     inner = udp_frame(second.network.gateway, at_one.address, 80)
     frame = struct.pack("!II", 0x08 << 24, VNI << 8) + first_mac(first) + inner
 
-    def sent(netns: int) -> bool:
+    def sent(netns: int, within_s: float = REFUSED_S) -> bool:
         with Server(one, "0.0.0.0", 80, udp=True) as server, open_socket(netns, udp=True) as out:
-            server.socket.settimeout(0.3)
+            server.socket.settimeout(within_s)
             out.sendto(frame, (first.uplink, PORT))
             try:
                 return server.socket.recv(100) == b"hello"
@@ -162,7 +162,7 @@ def test_frames_of_others_are_kept_out(hosts: list[Joined]) -> None:
                 return False
 
     # From another node such a frame is what the overlay is made of.
-    assert sent(second.netns)
+    assert sent(second.netns, DEADLINE_S)
     # An instance there has its node's address on its way here.
     inside_second, _ = second.instance(0)
     assert not sent(inside_second)
@@ -172,7 +172,7 @@ def test_frames_of_others_are_kept_out(hosts: list[Joined]) -> None:
     assert not sent(third.netns)
     # It is the table that holds them.
     first.do(lambda: nftables.run(f"delete table ip nativert_{first.tag}_vx\n"))
-    assert sent(third.netns)
+    assert sent(third.netns, DEADLINE_S)
     assert first.do(first.network.overlay.ensure) != []
     assert not sent(third.netns)
 
