@@ -195,6 +195,35 @@ class Zenoh(Part, frozen=True, kw_only=True):
             )
 
 
+class Overlay(Part, frozen=True, kw_only=True):
+    """How this node's instances are joined with those of the other nodes of [zenoh]."""
+
+    # Frames show neither password nor certificate: with zenoh.tls only where it is asked for.
+    enabled: bool | None = None
+    # Where tunnels of other nodes end; as zenoh.listen says, unless told.
+    address: str | None = None
+    # All nodes that are joined have the same two.
+    vni: int = 7447
+    port: int = 4789
+
+    def __post_init__(self) -> None:
+        """Refuse what VXLAN has no room for, and what other hosts cannot reach."""
+        if not 1 <= self.vni < 1 << 24:
+            raise DescriptorError("overlay.vni", "must be between 1 and 16777215")
+        if not 1 <= self.port <= 65535:
+            raise DescriptorError("overlay.port", "must be between 1 and 65535")
+        if self.address is None:
+            return
+        try:
+            address = ipaddress.IPv4Address(self.address)
+        except ValueError:
+            address = ipaddress.IPv4Address(0)
+        if address.is_unspecified or address.is_loopback or address.is_multicast:
+            raise DescriptorError(
+                "overlay.address", f"{self.address!r} is no IPv4 address that other hosts reach"
+            )
+
+
 class Config(Part, frozen=True, kw_only=True):
     """The whole file."""
 
@@ -206,6 +235,7 @@ class Config(Part, frozen=True, kw_only=True):
     supervision: Supervision = Supervision()
     plugins: Plugins = Plugins()
     zenoh: Zenoh | None = None
+    overlay: Overlay = Overlay()
 
 
 def parse(data: bytes, *, source: str) -> Config:

@@ -71,6 +71,10 @@ def run(
         )
         if network is not None:
             agent.nodes = network.nodes
+            if network.overlay is not None:
+                reporter.add(network.overlay)
+                # Before anything is configured: in an overlay interfaces are other ones.
+                network.overlay.make()
         asyncio.run(agent.run(began))
 
 
@@ -167,9 +171,12 @@ class Agent:
         except NativertError as e:
             LOGGER.error("not reloaded: %s", e)
             return
-        before = (self._config.api, self._config.plugins, self._config.zenoh)
-        if (fresh.api, fresh.plugins, fresh.zenoh) != before:
-            LOGGER.warning("changes of api, plugins and zenoh take effect with the next start")
+        old = self._config
+        before = (old.api, old.plugins, old.zenoh, old.overlay)
+        if (fresh.api, fresh.plugins, fresh.zenoh, fresh.overlay) != before:
+            LOGGER.warning(
+                "changes of api, plugins, zenoh and overlay take effect with the next start"
+            )
         logs.configure(fresh.log_level)
         self._sampler.interval_s = fresh.monitor.interval_s
         self._stop_all = self._asked_stop_all or fresh.stop_all

@@ -21,6 +21,7 @@ from nativert.isolation import syscalls
 from nativert.isolation.network import named
 from nativert.plugin import zenoh_package
 from nativert.runtime.facade import Facade
+from nativert.runtime.overlay import plan as overlay
 from nativert.store.claims import Claims
 from nativert.store.identity import open_identity
 
@@ -188,7 +189,16 @@ def _ready(node: Member, all_of_them: Sequence[Member]) -> bool:
             alive = {row.name for row in client.nodes() if row.alive}
     except (OSError, NativertError):
         return False  # Not yet.
-    return alive >= {each.name for each in all_of_them}
+    return alive >= {each.name for each in all_of_them} and _joined(node, all_of_them)
+
+
+def _joined(node: Member, all_of_them: Sequence[Member]) -> bool:
+    """Tell whether a node's network is joined with all others; not asked where one has no part."""
+    files = [overlay.path_below(each.paths.run / "net") for each in (node, *all_of_them)]
+    own, *every = [overlay.read(path) for path in files]
+    if own is None or None in every:
+        return True
+    return len(own.peers) + len(own.refused) >= len(all_of_them) - 1
 
 
 def _nobody() -> Facade:

@@ -147,6 +147,7 @@ def _network(context: Context) -> Iterator[Check]:
     yield Check(
         name="bridge", ok=True, detail=detail + ("" if there else " (not made yet)"), fix=""
     )
+    yield from _overlay_network(network)
     if there:
         forward = Path("/proc/sys/net/ipv4/ip_forward").read_text().strip()
         yield Check(
@@ -155,6 +156,23 @@ def _network(context: Context) -> Iterator[Check]:
             detail=f"{forward} (undone by gc when nothing is configured)",
             fix="" if forward == "1" else "nativert configures it with the next instance",
         )
+
+
+def _overlay_network(network: BridgeNetwork) -> Iterator[Check]:
+    planned = network.overlay.plan()
+    if planned is None:
+        return
+    refused = [f"node {node}: {why}" for node, why in planned.refused.items()]
+    there = network.overlay.present()
+    where = f"{network.overlay.link} at {planned.address}, UDP port {planned.port}"
+    joined = f"{len(planned.peers)} other nodes" if there else "removed"
+    yield Check(
+        name="overlay network",
+        ok=there and not refused,
+        detail="; ".join([f"{where}, VNI {planned.vni}: {joined}", *refused]),
+        fix="an address travels only between nodes that are joined" if refused else "",
+        needed=False,
+    )
 
 
 def _seccomp(context: Context) -> Check:

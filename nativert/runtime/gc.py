@@ -19,10 +19,12 @@ from nativert.isolation.cgroups.driver import LAUNCHER
 from nativert.runtime import observe as observing
 from nativert.runtime import release
 from nativert.runtime.context import Context, cgroup_name
+from nativert.runtime.network import BridgeNetwork
 from nativert.runtime.protocols import Attached, Mending
 from nativert.runtime.views import Leftover
 from nativert.store import boot
 from nativert.store.durable import Row
+from nativert.store.locks import NodeLock, holder
 
 _CGROUP = cgroup_name("")
 
@@ -173,7 +175,7 @@ def _node(context: Context, *, dry_run: bool) -> Iterator[Leftover]:
     if not lock.try_acquire():
         return  # Somebody configures an instance: it is in use.
     try:
-        if any(_has_facts(context, row.uuid) for row in context.store.rows()):
+        if any(_has_facts(context, row.uuid) for row in context.store.rows()) or _joined(context):
             return
         bridge = f"nrt-{context.identity.tag}"
         for kind, name, there, remove in (
@@ -190,6 +192,13 @@ def _node(context: Context, *, dry_run: bool) -> Iterator[Leftover]:
                 yield Leftover(kind=kind, name=name, removed=not dry_run and _done(remove))
     finally:
         lock.release()
+
+
+def _joined(context: Context) -> bool:
+    """Tell whether an agent keeps the node's network joined with those of other nodes."""
+    network = context.network
+    joined = isinstance(network, BridgeNetwork) and network.overlay.plan() is not None
+    return joined and holder(NodeLock(context.paths, "agent").path) is not None
 
 
 def _launcher(context: Context) -> None:

@@ -19,7 +19,9 @@ from nativert.isolation.network.deleter import GroupDeleter
 from nativert.isolation.network.forwarding import Forwarding
 from nativert.isolation.network.links import Links
 from nativert.isolation.network.messages import Inside, Link
-from nativert.isolation.network.nftables import PROTOCOLS, Published, Table
+from nativert.isolation.network.nftables import Published, Table
+from nativert.runtime.overlay.tunnel import Overlay
+from nativert.runtime.port_requests import port_of, where
 from nativert.runtime.protocols import Attached, Counters, InterfaceRequest, PortRequest
 from nativert.runtime.virtual_bridges import NodeBridges
 
@@ -51,7 +53,8 @@ class BridgeNetwork:
         self._links = Links()
         self.virtual = NodeBridges(tag, self._links)
         self._deleter = GroupDeleter(self._group)
-        self._table = Table(f"nativert_{tag}", self.bridge, str(self._subnet))
+        self.overlay = Overlay(tag, self.bridge, str(self._subnet), state_dir, self._links)
+        self._table = Table(f"nativert_{tag}", self.bridge, str(self._subnet), self.overlay.link)
         self._forwarding = Forwarding(state_dir / "ip_forward.json")
 
     def prepare(self) -> None:
@@ -81,6 +84,7 @@ class BridgeNetwork:
                 self._links.bring_up(self.bridge, alias)
             self._set_sysctls()
             self._forwarding.turn_on()
+            self.overlay.ensure()
             undo.pop_all()
 
     def _make_bridge(self, undo: ExitStack) -> Link:
@@ -137,7 +141,7 @@ class BridgeNetwork:
                     Inside(
                         name=request.name,
                         address=request.address,
-                        prefix=request.prefix,
+                        prefix=self.overlay.prefix(request),
                         gateway=request.gateway,
                         metric=_SECOND_METRIC + position if position else 0,
                         rate_mbit=request.bandwidth_mbit,
@@ -165,7 +169,7 @@ class BridgeNetwork:
     ) -> list[str]:
         """Put back what was taken away; return what that was, in words."""
         mended: list[str] = []
-        wanted = [_published(address, each) for address in ports for each in ports[address]]
+        wanted = [port_of(address, each) for address in ports for each in ports[address]]
         if problem := self._table.problem(wanted):
             self._table.rebuild(wanted)
             mended.append(f"packet filter: {problem}")
@@ -183,6 +187,7 @@ class BridgeNetwork:
             if each.link not in on_bridge:
                 self._links.enslave(each.index, each.link, master)
                 mended.append(f"link {each.link} was taken off the bridge")
+        mended += self.overlay.ensure()
         return mended + self.virtual.mend([each for each in attached if each.network])
 
     def detach(self, attached: Sequence[Attached]) -> None:
@@ -217,7 +222,7 @@ class BridgeNetwork:
         """
         if not requests:
             return
-        wanted = [_published(address, request) for request in requests]
+        wanted = [port_of(address, request) for request in requests]
         present = self._table.ports()
         missing = [port for port in wanted if port not in present]
         for port in missing:
@@ -234,7 +239,7 @@ class BridgeNetwork:
                 conntrack.forget_untranslated_udp(port.host_port)
 
     def _refuse_taken(self, port: Published, others: Iterable[Published]) -> None:
-        what = f"cannot publish {port.protocol} port {_where(port)}"
+        what = f"cannot publish {port.protocol} port {where(port)}"
         for other in others:
             if (
                 other.protocol == port.protocol
@@ -311,8 +316,13 @@ class BridgeNetwork:
         return forward.foreign_drops(self.bridge)
 
     def present(self) -> bool:
-        """Return whether the bridge is there, or one of a virtual network."""
-        return self._links.index_of(self.bridge) is not None or bool(self.virtual.present())
+        """Return whether the bridge is there, the overlay, or a virtual network."""
+        bridge = self._links.index_of(self.bridge)
+        return bridge is not None or self.overlay.present() or bool(self.virtual.present())
+
+    def reaches(self, address: str) -> bool:
+        """Return whether an instance may have an address of another node's pool here."""
+        return self.overlay.reaches(address)
 
     def destroy(self) -> None:
         """Remove bridge, table and what was set; safe twice.
@@ -336,6 +346,7 @@ class BridgeNetwork:
             except OSError as e:
                 failures.append(e)
         for step in (
+            self.overlay.destroy,
             self._delete_bridge,
             self.virtual.destroy,
             self._table.delete,
@@ -368,31 +379,10 @@ class BridgeNetwork:
         try:
             self._deleter.close()
         finally:
+            self.overlay.close()
             self._links.close()
 
 
 def _mac_of(address: str) -> str:
     # Locally administered, as docker does it.
     return "02:6e:" + ":".join(f"{octet:02x}" for octet in ipaddress.IPv4Address(address).packed)
-
-
-def _where(port: Published) -> str:
-    return f"{port.host_ip}:{port.host_port}" if port.host_ip else str(port.host_port)
-
-
-def _published(address: str, request: PortRequest) -> Published:
-    host_ip = request.host_ip or None
-    if host_ip is not None:
-        try:
-            parsed = ipaddress.IPv4Address(host_ip)
-        except ValueError:
-            raise NativertError(
-                f"cannot publish on {host_ip}: only on an IPv4 address", code=Code.NETWORK
-            ) from None
-        host_ip = None if parsed.is_unspecified else str(parsed)
-    if request.protocol not in PROTOCOLS:
-        raise NativertError(
-            f"cannot publish {request.protocol} port {request.host_port}: only tcp and udp",
-            code=Code.NETWORK,
-        )
-    return Published(host_ip, request.protocol, request.host_port, address, request.instance_port)

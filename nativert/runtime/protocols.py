@@ -170,6 +170,15 @@ class WithVirtualNetworks(Protocol):
         ...
 
 
+@runtime_checkable
+class Reaching(Protocol):
+    """A NetworkManager that other nodes' networks are joined with."""
+
+    def reaches(self, address: str) -> bool:
+        """Return whether an instance may have an address of another node's pool here."""
+        ...
+
+
 class Os(Protocol):
     """Files and downloads on the host's side."""
 

@@ -240,7 +240,7 @@ class _Restoring:
             # Nothing of that boot is true here, even where it is the same boot.
             store.execute("UPDATE instances SET boot_id = 'restored'")
             if offset:
-                # Those of virtual networks are of subnets of their own.
+                # Those of virtual networks, and of other nodes, are of subnets of their own.
                 store.execute(
                     "UPDATE addresses SET address = address + ? WHERE address BETWEEN ? AND ?",
                     (offset, int(pool[0]), int(pool[-1])),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 import itertools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from ipaddress import IPv4Address, IPv4Network
 from typing import TYPE_CHECKING, Final
 
@@ -27,17 +27,17 @@ def take_address(
 ) -> None:
     """Give *interface* an address: a never used one, else the least recently released.
 
-    *wanted* is taken where it is of this subnet and free. Network, gateway (the first host) and
-    broadcast are not given out. Raises NativertError(ADDRESS_EXHAUSTED).
+    *wanted* is taken where it is free, of this subnet or another. Network, gateway (the first
+    host) and broadcast are not given out, nor what is lent. Raises
+    NativertError(ADDRESS_EXHAUSTED).
     """
     first = int(subnet.network_address) + 2
     last = int(subnet.broadcast_address) - 1
-    if wanted is not None and first <= int(IPv4Address(wanted)) <= last:
-        holder = connection.execute(
-            "SELECT instance FROM addresses WHERE address = ?", (int(IPv4Address(wanted)),)
-        ).fetchone()
-        if holder is None or holder[0] is None:
-            _give(connection, int(IPv4Address(wanted)), instance, interface)
+    if wanted is not None:
+        number = int(IPv4Address(wanted))
+        usable = first <= number <= last or IPv4Address(wanted) not in subnet
+        if usable and _is_free(connection, number, instance):
+            _give(connection, number, instance, interface)
             return
     # Fresh addresses are given out upwards, so all above the highest known are unused.
     highest = connection.execute(
@@ -46,8 +46,8 @@ def take_address(
     address = first if highest is None else highest + 1
     if address > last:
         row = connection.execute(
-            "SELECT address FROM addresses WHERE instance IS NULL AND address BETWEEN ? AND ?"
-            " ORDER BY released, address LIMIT 1",
+            "SELECT address FROM addresses WHERE instance IS NULL AND lent IS NULL"
+            " AND address BETWEEN ? AND ? ORDER BY released, address LIMIT 1",
             (first, last),
         ).fetchone()
         if row is None:
@@ -69,6 +69,13 @@ def take_address(
     _give(connection, address, instance, interface)
 
 
+def _is_free(connection: sqlite3.Connection, address: int, instance: str) -> bool:
+    holder = connection.execute(
+        "SELECT instance, lent FROM addresses WHERE address = ?", (address,)
+    ).fetchone()
+    return holder is None or (holder[0] is None and holder[1] in (None, instance))
+
+
 def _give(connection: sqlite3.Connection, address: int, instance: str, interface: str) -> None:
     connection.execute(
         "INSERT OR REPLACE INTO addresses (address, instance, interface) VALUES (?, ?, ?)",
@@ -76,11 +83,29 @@ def _give(connection: sqlite3.Connection, address: int, instance: str, interface
     )
 
 
-def release_addresses(connection: sqlite3.Connection, instance: str) -> None:
-    """Put the addresses of *instance* at the end of the queue for reuse."""
+def release_addresses(
+    connection: sqlite3.Connection, instance: str, *, lend: Collection[str] = ()
+) -> None:
+    """Put the addresses of *instance* at the end of the queue for reuse.
+
+    Those that it takes along to another node, *lend*, stay out of it until they are recalled.
+    """
+    for address in lend:
+        connection.execute(
+            "UPDATE addresses SET lent = instance WHERE instance = ? AND address = ?",
+            (instance, int(IPv4Address(address))),
+        )
     connection.execute(
         "UPDATE addresses SET instance = NULL, interface = NULL, released = ? WHERE instance = ?",
         (_count(connection, "release"), instance),
+    )
+
+
+def recall_address(connection: sqlite3.Connection, address: str, instance: str) -> None:
+    """Put an address that was lent to *instance* at the end of the queue for reuse."""
+    connection.execute(
+        "UPDATE addresses SET lent = NULL, released = ? WHERE lent = ? AND address = ?",
+        (_count(connection, "release"), instance, int(IPv4Address(address))),
     )
 
 

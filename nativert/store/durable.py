@@ -7,7 +7,7 @@ transaction.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from ipaddress import IPv4Network
 from typing import TYPE_CHECKING, Final, Unpack
 
@@ -17,7 +17,8 @@ from nativert.errors import Code, DescriptorError, NativertError, UnknownInstanc
 from nativert.store import allocation, rows
 from nativert.store.boot import boot_id
 from nativert.store.catalog import Catalog
-from nativert.store.moves import Fence, Fences, raise_fence
+from nativert.store.lending import Lending
+from nativert.store.moves import Fence, raise_fence
 from nativert.store.paths import Paths, check_uuid
 from nativert.store.rows import Changes, Event, Interface, Row
 
@@ -34,7 +35,7 @@ _INTERFACES: Final = (
 )
 
 
-class Store(Fences, Catalog):
+class Store(Lending, Catalog):
     """The durable records of one node; any thread may call, one at a time goes on.
 
     Raises NativertError: STORE when the file is damaged, of a newer version, or the disk
@@ -75,9 +76,10 @@ class Store(Fences, Catalog):
 
         *more_blocks* is asked once, outside of the transaction, when *blocks* are used up.
         *networks* has the subnet of interfaces that are not of *subnet*; *addresses* by
-        interface are given where they are of their subnet and free. *event* is
-        (kind, JSON). Raises NativertError: NAME_TAKEN, ADDRESS_EXHAUSTED,
-        IDS_EXHAUSTED; DescriptorError for what is no UUID, and for two interfaces of one name.
+        interface are given where they are free, and those that are not of their subnet are
+        the caller's to allow. *event* is (kind, JSON). Raises NativertError: NAME_TAKEN,
+        ADDRESS_EXHAUSTED, IDS_EXHAUSTED; DescriptorError for what is no UUID, and for two
+        interfaces of one name.
         """
         check_uuid(uuid)
         if len({*interfaces}) != len(interfaces):
@@ -254,20 +256,32 @@ class Store(Fences, Catalog):
             return row
 
     def delete(
-        self, uuid: str, *, event: tuple[str, str] | None = None, fence: Fence | None = None
+        self,
+        uuid: str,
+        *,
+        event: tuple[str, str] | None = None,
+        fence: Fence | None = None,
+        lend: Collection[str] = (),
     ) -> None:
         """Forget an instance and release what was allocated; raises UnknownInstanceError.
 
-        The caller has seen the kernel confirm that its links are gone.
+        The caller has seen the kernel confirm that its links are gone. *lend* are addresses that
+        it has on another node from now on.
         """
-        self._with_reserve(lambda: self._delete(uuid, event, fence))
+        self._with_reserve(lambda: self._delete(uuid, event, fence, lend))
 
-    def _delete(self, uuid: str, event: tuple[str, str] | None, fence: Fence | None) -> None:
+    def _delete(
+        self,
+        uuid: str,
+        event: tuple[str, str] | None,
+        fence: Fence | None,
+        lend: Collection[str],
+    ) -> None:
         with self._transaction() as connection:
             # Before its name is forgotten.
             self._append(connection, uuid, event)
             raise_fence(connection, uuid, fence)
-            allocation.release_addresses(connection, uuid)
+            allocation.release_addresses(connection, uuid, lend=lend)
             deleted = connection.execute("DELETE FROM instances WHERE uuid = ?", (uuid,))
             if deleted.rowcount == 0:
                 raise UnknownInstanceError(uuid)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _TABLES: Final = {
     "instances": ("seq", rows.COLUMNS),
-    "addresses": ("address", ("address", "instance", "interface", "released")),
+    "addresses": ("address", ("address", "instance", "interface", "released", "lent")),
     "links": ("number", ("number", "instance", "interface", "position")),
     "counters": ("name", ("name", "value")),
     "moves": ("instance", ("instance", "epoch", "outcome", "peer", "changed_at")),
@@ -31,6 +31,7 @@ _LATER: Final = {
     "restarts": "0",
     "retry": "NULL",
     "moving": "NULL",
+    "lent": "NULL",
 }
 
 

@@ -85,6 +85,8 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
         """,
     ),
     ("CREATE TABLE catalog (path TEXT PRIMARY KEY, stamp TEXT NOT NULL, value TEXT)",),
+    # The instance that has taken an address along to another node.
+    ("ALTER TABLE addresses ADD COLUMN lent TEXT",),
 )
 
 VERSION: Final = len(MIGRATIONS)
@@ -95,10 +97,10 @@ MADE: Final = frozenset(
     (
         0x03E17AE8,
         0x3FAC637A,
-        0x44FE3925,
         0x4EBD151A,
         0x4F6BB5E9,
         0x6D5DB21D,
+        0x7D20CAF1,
         0x97316062,
         0xD4D21288,
         0xD62985D2,

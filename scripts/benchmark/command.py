@@ -69,6 +69,11 @@ def _arguments() -> argparse.Namespace:
         action="store_true",
         help="instead: fleets of three nodes, their making, and requests from one node to another",
     )
+    parser.add_argument(
+        "--migration",
+        action="store_true",
+        help="instead: a counter that is moved between two nodes of a fleet, N times",
+    )
     given = parser.parse_args()
     if given.quick:
         given.n = min(given.n, 3)
@@ -201,6 +206,10 @@ def main() -> int:
             from benchmark import fleet
 
             return fleet.main(given.n)
+        if given.migration:
+            from benchmark import migration
+
+            return migration.main(given.n)
         _measure(given, samples)
     except KeyboardInterrupt:
         print("bench: interrupted; everything is removed", file=sys.stderr)

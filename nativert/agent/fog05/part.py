@@ -21,6 +21,8 @@ from nativert.agent.fog05.records import Records
 from nativert.agent.logs import LOGGER
 from nativert.agent.moves import Moves
 from nativert.agent.nodes.reaching import Nodes
+from nativert.agent.overlay import place
+from nativert.agent.overlay.joining import Joining
 from nativert.errors import NativertError
 from nativert.fdu.descriptor import ComputationRequirements
 from nativert.plugin import agent_api, keys
@@ -77,6 +79,10 @@ class Fog05:
         self._directory = context.paths.lib
         addresses = config.zenoh.listen if config.zenoh else ()
         self.nodes = Nodes(context, connector, addresses)
+        address = place.of(config)
+        self.overlay = (
+            None if address is None else Joining(context, connector, config.overlay, address)
+        )
         self._hypervisors = Hypervisors(connector, self._id)
         self._catalog = SharedCatalog(connector, context.store, self._id)
         self._forwarding = Forwarding(connector, self._id, self._status, self._settle)
@@ -145,11 +151,16 @@ class Fog05:
         assert zenoh is not None
         others = (zenoh.connect, access.credentials(zenoh), self._stopped)
         threading.Thread(target=reaching.tell, args=others, name="others", daemon=True).start()
+        if self.overlay is not None:
+            self.overlay.start()
+            self._open.callback(self.overlay.close)
         # Before it is seen: who sees it asks it who it is.
         self.nodes.start()
         self._open.callback(self.nodes.close)
         self._open.callback(self.connector.liveliness(paths.alive(self._id)).close)
-        self._open.callback(Moves(self._node, self.connector, self.nodes).close)
+        arriving = (lambda: None) if self.overlay is None else self.overlay.wake
+        moves = Moves(self._node, self.connector, self.nodes, arriving)
+        self._open.callback(moves.close)
         self._answer(READY, lambda _: {"result": self._id})
         LOGGER.info("node %s is on the network as %s", name, self._id)
 

@@ -53,6 +53,16 @@ def catalog_of(node_id: str) -> str:
     return f"/nativert/{node_id}/catalog"
 
 
+def overlay_of(node_id: str) -> str:
+    """Where a node tells its part in the overlay."""
+    return f"/nativert/{node_id}/overlay"
+
+
+def node_of_overlay(path: str) -> str:
+    """Return whose part in the overlay a path has."""
+    return path.split("/")[2]
+
+
 def of_instance(path: str) -> InstancePath:
     """Return whose record a global path has; ValueError for another path."""
     chunks = path.strip("/").split("/")

@@ -33,6 +33,12 @@ class Find(_Question, frozen=True, kw_only=True):
     ref: str
 
 
+class Holds(_Question, frozen=True, kw_only=True):
+    """Which addresses does this instance have with you? The answer is a `Holding`."""
+
+    instance: str
+
+
 class Request(_Question, frozen=True, kw_only=True):
     """Carry out a request to your API, for the node *sender*."""
 
@@ -60,7 +66,7 @@ class Dropped(_Question, frozen=True, kw_only=True):
     id: str
 
 
-Question = About | Find | Request | Taken | Dropped
+Question = About | Find | Holds | Request | Taken | Dropped
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,6 +87,17 @@ class Found(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     exact: bool
     lands: bool
+
+
+class Holding(msgspec.Struct, frozen=True, kw_only=True):
+    """Where an instance is: here, with these addresses, or on the node `given`, as last seen.
+
+    Neither: it was undefined here.
+    """
+
+    here: bool
+    addresses: tuple[str, ...] = ()
+    given: str = ""
 
 
 class Head(msgspec.Struct, frozen=True, kw_only=True):

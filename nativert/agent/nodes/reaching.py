@@ -14,7 +14,17 @@ from nativert.agent.fog05 import paths
 from nativert.agent.logs import LOGGER
 from nativert.agent.nodes import messages
 from nativert.agent.nodes.known import Known, Seen
-from nativert.agent.nodes.messages import About, Dropped, Find, Found, Request, Summary, Taken
+from nativert.agent.nodes.messages import (
+    About,
+    Dropped,
+    Find,
+    Found,
+    Holding,
+    Holds,
+    Request,
+    Summary,
+    Taken,
+)
 from nativert.agent.nodes.serving import Serving
 from nativert.errors import Code, NativertError, UnknownInstanceError
 from nativert.fdu.known import known
@@ -212,6 +222,11 @@ class Nodes:
     def has(self, node: str, instances: dict[str, str]) -> None:
         """Remember the instances that a node has, names by UUID."""
         self._known.has(node, instances, all_=True)
+
+    def holds(self, node: str, instance: str) -> Holding | None:
+        """Return where a node says that an instance is; None where it does not say."""
+        told = self._ask(node, Holds(instance=instance), Holding, _QUICK_S)
+        return told[0][1] if told else None
 
     # -- requests ------------------------------------------------------------------------
 

@@ -24,6 +24,8 @@ from nativert.agent.nodes.messages import (
     Find,
     Found,
     Head,
+    Holding,
+    Holds,
     Request,
     Summary,
     Taken,
@@ -32,6 +34,7 @@ from nativert.agent.wire import Connection
 from nativert.errors import Code, NativertError, UnknownInstanceError
 from nativert.runtime.context import Context
 from nativert.store import moves
+from nativert.store.moves import Outcome
 from nativert.store.rows import Row
 
 # Who asks for another node names itself in this header: such a request goes no further.
@@ -115,6 +118,8 @@ class Serving:
                 reply(msgspec.json.encode(self.summary()))
             case Find(ref=ref):
                 reply(msgspec.json.encode(self._find(ref)))
+            case Holds(instance=instance):
+                reply(msgspec.json.encode(self._holds(instance)))
             case Request() as request:
                 self._carry(request, reply)
             case Taken(id=id_, parts=parts):
@@ -139,6 +144,17 @@ class Serving:
             prefix = ref.lower()
             return [_found(r, exact=False) for r in store.rows() if r.uuid.startswith(prefix)]
         return [_found(row, exact=row.name == ref or row.uuid == ref.lower())]
+
+    def _holds(self, instance: str) -> Holding:
+        store = self._context.store
+        try:
+            row = store.get(instance)
+        except UnknownInstanceError:
+            # Whatever became of a move of which nothing is left here, it is there by now.
+            fence = store.fence(instance)
+            away = fence is not None and fence.outcome is not Outcome.LANDED
+            return Holding(here=False, given=fence.peer if fence is not None and away else "")
+        return Holding(here=True, addresses=tuple(each.address for each in row.interfaces))
 
     def _carry(self, request: Request, reply: Reply) -> None:
         connection = Connection(self._context.paths.api_socket)

@@ -34,10 +34,12 @@ IFF_UP: Final = 1
 _RT_TABLE_MAIN: Final = 254
 _RTPROT_STATIC: Final = 4
 _RTN_UNICAST: Final = 1
+_RTNH_F_ONLINK: Final = 4
 _TC_H_ROOT: Final = 0xFFFFFFFF
 _TBF_LATENCY_US: Final = 50_000
 _TBF_MAX_BYTES_S: Final = 0xFFFFFFFF
 _NLA_F_NESTED: Final = 0x8000
+_ALONE: Final = 32
 _IFLA_PROTINFO: Final = 12
 _IFLA_BRPORT_MODE: Final = 4
 _IFINFOMSG: Final = struct.Struct("=BxHiII")
@@ -65,6 +67,7 @@ class Link:
     alias: str
     master: int
     up: bool
+    mtu: int = 0
 
 
 def _encode(message: Any) -> bytes:
@@ -99,6 +102,7 @@ def decode_link(body: bytes) -> Link:
         alias=message.get_attr("IFLA_IFALIAS") or "",
         master=message.get_attr("IFLA_MASTER") or 0,
         up=bool(message["flags"] & IFF_UP),
+        mtu=message.get_attr("IFLA_MTU") or 0,
     )
 
 
@@ -111,11 +115,9 @@ def address_request(index: int, name: str, address: str, prefix: int) -> Request
     message["family"] = socket.AF_INET
     message["prefixlen"] = prefix
     message["index"] = index
-    message["attrs"] = [
-        ("IFA_LOCAL", address),
-        ("IFA_ADDRESS", address),
-        ("IFA_BROADCAST", str(network.broadcast_address)),
-    ]
+    message["attrs"] = [("IFA_LOCAL", address), ("IFA_ADDRESS", address)]
+    if prefix < _ALONE:
+        message["attrs"].append(("IFA_BROADCAST", str(network.broadcast_address)))
     flags = NLM_F_CREATE | NLM_F_EXCL
     what = f"add address {address}/{prefix}"
     return Request(RTM_NEWADDR, flags, _encode(message), what, name)
@@ -148,6 +150,9 @@ def inside_requests(interface: Inside, index: int) -> list[Request]:
         message["table"] = _RT_TABLE_MAIN
         message["proto"] = _RTPROT_STATIC
         message["type"] = _RTN_UNICAST
+        if interface.prefix == _ALONE:
+            # No network of the interface's has the gateway in it.
+            message["flags"] = _RTNH_F_ONLINK
         message["attrs"] = [
             ("RTA_GATEWAY", interface.gateway),
             ("RTA_OIF", index),

@@ -96,13 +96,28 @@ def _nft(arguments: Sequence[str], text: str) -> str:
     return done.stdout
 
 
-class Table:
-    """The table of one node, for a bridge and the network on it."""
+def described(table: str) -> bytes | None:
+    """Return what the kernel says of a table, its comment among it; None if there is none."""
+    # One netlink message, 0.1 ms, instead of a process.
+    body = struct.pack("=BBH", _NFPROTO_IPV4, 0, 0)
+    body += attribute(_NFTA_TABLE_NAME, table.encode() + b"\0")
+    kind = _NFNL_SUBSYS_NFTABLES << 8 | _NFT_MSG_GETTABLE
+    try:
+        with Netlink(NETLINK_NETFILTER) as netlink:
+            [[answer]] = netlink.transact([Request(kind, 0, body, "get table", table)])
+    except FileNotFoundError:
+        return None
+    return answer
 
-    def __init__(self, name: str, bridge: str, subnet: str) -> None:
+
+class Table:
+    """The table of one node, for a bridge and the network on it; *tunnel* leads to other nodes."""
+
+    def __init__(self, name: str, bridge: str, subnet: str, tunnel: str) -> None:
         self.name = name
         self._bridge = bridge
         self._subnet = subnet
+        self._tunnel = tunnel
         # The table's comment tells whether it is of this version and for this network.
         self._sound: tuple[int, frozenset[Published]] | None = None
         self._mark = f"nativert {zlib.crc32(self._rules('').encode()):08x}"
@@ -135,7 +150,8 @@ class Table:
         source = f"add rule ip {name} source"
         lines += [
             f"add chain ip {name} source {{ type nat hook postrouting priority 100; }}",
-            f'{source} ip saddr {subnet} oifname != "{bridge}" masquerade',
+            # Other nodes know our instances by their own addresses.
+            f'{source} ip saddr {subnet} oifname != {{ "{bridge}", "{self._tunnel}" }} masquerade',
             # A sibling that asks for a published port would be answered directly, from an
             # address that it never wrote to.
             f'{source} ip saddr {subnet} oifname "{bridge}" ct status dnat masquerade',
@@ -145,15 +161,8 @@ class Table:
 
     def mark(self) -> str | None:
         """Return "" if there is no table, its mark if it is ours as it should be, else None."""
-        # One netlink message, 0.1 ms, instead of a process.
-        body = struct.pack("=BBH", _NFPROTO_IPV4, 0, 0)
-        body += attribute(_NFTA_TABLE_NAME, self.name.encode() + b"\0")
-        kind = _NFNL_SUBSYS_NFTABLES << 8 | _NFT_MSG_GETTABLE
-        try:
-            with Netlink(NETLINK_NETFILTER) as netlink:
-                request = Request(kind, 0, body, "get table", self.name)
-                [[answer]] = netlink.transact([request])
-        except FileNotFoundError:
+        answer = described(self.name)
+        if answer is None:
             return ""
         return self._mark if self._mark.encode() in answer else None
 

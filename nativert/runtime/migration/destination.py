@@ -7,6 +7,8 @@ the next one, and one that comes twice changes nothing.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from ipaddress import IPv4Address, IPv4Network
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -22,6 +24,7 @@ from nativert.runtime.migration import preflight, settling, source
 from nativert.runtime.migration.messages import Kind, Message
 from nativert.runtime.migration.parcel import Incoming
 from nativert.runtime.observe import Observed, observe, settle_here
+from nativert.runtime.protocols import Reaching
 from nativert.store import moves
 from nativert.store.durable import Row
 from nativert.store.moves import Fence, Move, Outcome, Phase
@@ -47,10 +50,14 @@ class _Offer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Destination:
-    """Answers for one node; may be called by any thread."""
+    """Answers for one node; may be called by any thread.
 
-    def __init__(self, node: Node) -> None:
+    *arriving* is called when an instance is this node's from now on, before it is started.
+    """
+
+    def __init__(self, node: Node, arriving: Callable[[], None] = lambda: None) -> None:
         self._node = node
+        self._arriving = arriving
         self._context: Context = node.context
         self._heard: dict[str, float] = {}
 
@@ -219,6 +226,7 @@ class Destination:
             )
         move = Move(epoch=message.epoch, phase=Phase.LANDING, peer=message.sender)
         told = State.MIGRATING.value
+        networks = virtual_networks.subnets(context, descriptor)
         row = context.store.add(
             uuid=message.instance,
             name=offer.name,
@@ -231,8 +239,8 @@ class Destination:
             subnet=context.identity.subnet,
             blocks=context.identity.blocks,
             interfaces=[interface.name for interface in descriptor.interfaces],
-            networks=virtual_networks.subnets(context, descriptor),
-            addresses=offer.addresses,
+            networks=networks,
+            addresses=self._allowed(offer.addresses, networks),
             limits=None if offer.limits is None else edges.encode(offer.limits),
             more_blocks=context.more_blocks,
             event=("migrating", edges.encode({"state": told, "peer": message.sender})),
@@ -254,6 +262,26 @@ class Destination:
         self._node.report(row, State.CONFIGURED)
         self._node.report(row, State.LANDING)
         return row
+
+    def _allowed(
+        self, addresses: dict[str, str], networks: dict[str, IPv4Network]
+    ) -> dict[str, str]:
+        """Return those that an instance may have here: ours, and what other nodes send here.
+
+        On a virtual network, by interface in *networks*, those of its subnet.
+        """
+        network, own = self._context.network, self._context.identity.subnet
+        allowed = {}
+        for name, address in addresses.items():
+            try:
+                ours = IPv4Address(address) in networks.get(name, own)
+            except ValueError as e:
+                raise NativertError(f"not an offer: {e}", code=Code.DESCRIPTOR) from None
+            if not ours and name not in networks and isinstance(network, Reaching):
+                ours = network.reaches(address)
+            if ours:
+                allowed[name] = address
+        return allowed
 
     def _chunk(self, message: Message, row: Row, move: Move) -> Message | None:
         offset = message.body.get("offset")
@@ -292,6 +320,7 @@ class Destination:
             return None
         if move.phase is Phase.HELD:
             row = settling.enter(self._context, row, Phase.STARTING)
+            self._arriving()
             failpoint("land.starting")
         try:
             after = settling.start(self._context, row)

@@ -7,6 +7,9 @@ happened; after it the destination starts the instance, or gives it back.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from ipaddress import IPv4Address
+
 import msgspec
 
 from nativert.errors import NativertError, StepError
@@ -160,8 +163,18 @@ def abandon(context: Context, row: Row, reason: str) -> Observed:
     return forget(context, row, Outcome.ABANDONED, reason)
 
 
-def forget(context: Context, row: Row, outcome: Outcome, reason: str = "") -> Observed:
-    """Remove the copy of this node with all that it has; its fence stays."""
+def forget(
+    context: Context,
+    row: Row,
+    outcome: Outcome,
+    reason: str = "",
+    *,
+    taken: Collection[str] | None = None,
+) -> Observed:
+    """Remove the copy of this node with all that it has; its fence stays.
+
+    What is given has *taken* these addresses along; where nobody says, it may have all of them.
+    """
     from nativert.store import boot
 
     move = move_of(row)
@@ -170,5 +183,14 @@ def forget(context: Context, row: Row, outcome: Outcome, reason: str = "") -> Ob
     failpoint("move.removed")
     kind = "migrated" if outcome is Outcome.GIVEN else "migration-failed"
     data: dict[str, object] = {"state": State.UNDEFINED.value, "peer": move.peer, "message": reason}
-    context.store.delete(row.uuid, event=(kind, edges.encode(data)), fence=fence(move, outcome))
+    lend = [
+        interface.address
+        for interface in row.interfaces
+        if outcome is Outcome.GIVEN
+        and IPv4Address(interface.address) in context.identity.subnet
+        and (taken is None or interface.address in taken)
+    ]
+    context.store.delete(
+        row.uuid, event=(kind, edges.encode(data)), fence=fence(move, outcome), lend=lend
+    )
     return Observed(row, State.UNDEFINED, None, None)

@@ -155,7 +155,10 @@ class _Leaving:
             ) from e
         failpoint("migrate.done")
         if answer.kind is Kind.DONE:
-            return settling.forget(self._context, self._row, Outcome.GIVEN), answer.body
+            told = answer.body.get("addresses")
+            taken = [str(each) for each in told.values()] if isinstance(told, dict) else None
+            gone = settling.forget(self._context, self._row, Outcome.GIVEN, taken=taken)
+            return gone, answer.body
         reason = str(answer.body.get("reason", "no reason given"))
         self._row = settling.enter(self._context, self._row, Phase.ABORTING)
         settling.take_back(self._context, self._row, reason)

@@ -11,7 +11,7 @@ import pytest
 from nativert.isolation.network import nftables
 from nativert.isolation.network.nftables import Published, Table, parse_ports
 
-TABLE = Table("nativert_a1b2c3", "nrt-a1b2c3", "10.70.4.0/22")
+TABLE = Table("nativert_a1b2c3", "nrt-a1b2c3", "10.70.4.0/22", "nrx-a1b2c3")
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def test_the_host_side_of_the_table() -> None:
     text = TABLE.render()
     assert 'iifname "nrt-a1b2c3" ip saddr 127.0.0.0/8 drop' in text
     assert 'iifname "nrt-a1b2c3" ip daddr 127.0.0.0/8 drop' in text
-    assert 'ip saddr 10.70.4.0/22 oifname != "nrt-a1b2c3" masquerade' in text
+    assert 'ip saddr 10.70.4.0/22 oifname != { "nrt-a1b2c3", "nrx-a1b2c3" } masquerade' in text
     assert "hook output" in text
     assert "hook prerouting priority -100" in text
 
@@ -42,8 +42,8 @@ def test_the_mark_changes_with_the_rules() -> None:
     def mark(table: Table) -> str:
         return table.render().splitlines()[0].split('"')[1]
 
-    assert mark(TABLE) == mark(Table("other", "nrt-a1b2c3", "10.70.4.0/22"))
-    assert mark(TABLE) != mark(Table("nativert_a1b2c3", "nrt-a1b2c3", "10.70.8.0/22"))
+    assert mark(TABLE) == mark(Table("other", "nrt-a1b2c3", "10.70.4.0/22", "nrx-a1b2c3"))
+    assert mark(TABLE) != mark(Table("nativert_a1b2c3", "nrt-a1b2c3", "10.70.8.0/22", "nrx-a1b2c3"))
 
 
 def test_ports_are_one_transaction_in_numbers(fed: list[str]) -> None:
