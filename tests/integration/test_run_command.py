@@ -19,6 +19,7 @@ import scale
 from nodes import CLI, make_document, until
 
 from nativert.runtime.node import Node
+from nativert.store import boot
 
 pytestmark = [pytest.mark.root, pytest.mark.netns]
 
@@ -219,8 +220,13 @@ def test_a_second_interrupt_kills(node: Node, foreground: Callable[..., Foregrou
     run.until_seen(b"up\n")
     run.process.send_signal(signal.SIGINT)
     # The stop is under way once its intent is noted.
-    facts = node._context.paths.instance_run(node.get("app").instance) / "boot.json"
-    until(lambda: b'"intent":"stop"' in facts.read_bytes())
+    app = node.get("app").instance
+
+    def begun() -> bool:
+        facts = boot.read_facts(node._context.paths, app)
+        return facts is not None and facts.intent == "stop"
+
+    until(begun, what="the intent to stop is noted")
     run.process.send_signal(signal.SIGINT)
     # Long before the grace is over.
     code, _, _ = run.ended()
