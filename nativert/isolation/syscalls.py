@@ -1,17 +1,16 @@
 """System calls that Python's standard library has no wrapper for.
 
 Functions carry the system call's name and raise `OSError`; constants carry the
-header's. Only this module imports ctypes. Nothing here decides anything.
+header's. Only this module imports ctypes, which takes three milliseconds, and with the first
+call only: many a command makes none. Nothing here decides anything.
 """
 
 from __future__ import annotations
 
-import ctypes
 import errno
+import functools
 import os
 import struct
-from collections.abc import Callable
-from ctypes import byref, c_char_p, c_int, c_long, c_size_t, c_uint32, c_ulong, c_void_p
 
 TYPE_CHECKING = False  # typing costs a millisecond of every start
 if TYPE_CHECKING:
@@ -81,30 +80,52 @@ _NUMBER: Final = NUMBERS.get(os.uname().machine, NUMBERS["x86_64"])
 # What the kernel may be asked for; tests name an older one to see the ways around.
 KERNEL: Final = tuple(int(part) for part in os.environ.get("NATIVERT_KERNEL", "9.9").split(".")[:2])
 
-_libc = ctypes.CDLL(None, use_errno=True)
+
+@functools.cache
+def _library() -> Any:
+    import ctypes
+
+    return ctypes.CDLL(None, use_errno=True)
 
 
-def _bind(name: str, *argtypes: Any) -> Callable[..., Any]:
+@functools.cache
+def _libc(name: str, *argtypes: str) -> Any:
     # Declared types let ctypes refuse a str or a lost pointer before libc sees it.
-    function = _libc[name]
-    function.argtypes = argtypes
+    import ctypes
+
+    function = _library()[name]
+    function.argtypes = [getattr(ctypes, kind) for kind in argtypes]
     return function
 
 
-_unshare = _bind("unshare", c_int)
-_setns = _bind("setns", c_int, c_int)
-_mount = _bind("mount", c_char_p, c_char_p, c_char_p, c_ulong, c_char_p)
-_umount2 = _bind("umount2", c_char_p, c_int)
-_syncfs = _bind("syncfs", c_int)
-_inotify_init1 = _bind("inotify_init1", c_int)
-_inotify_add_watch = _bind("inotify_add_watch", c_int, c_char_p, c_uint32)
-_syscall = _libc["syscall"]
-_syscall.restype = c_long
+@functools.cache
+def _syscall() -> Any:
+    import ctypes
+
+    function = _library()["syscall"]
+    function.restype = ctypes.c_long
+    return function
+
+
+def _raw(name: str, *arguments: Any) -> int:
+    """Make a system call by its number, see syscall(2); bytes are pointers to them."""
+    import ctypes
+
+    # Every argument is as wide as a register; ctypes takes a bare int for 32 bits.
+    wide = [ctypes.c_long(one) if isinstance(one, int) else one for one in arguments]
+    result: int = _syscall()(ctypes.c_long(_NUMBER[name]), *wide)
+    return result
+
+
+def _errno() -> int:
+    import ctypes
+
+    return ctypes.get_errno()
 
 
 def _check(result: int, call: str, path: str | None = None) -> int:
     if result == -1:
-        number = ctypes.get_errno()
+        number = _errno()
         raise OSError(number, f"{call}: {os.strerror(number)}", path)
     return result
 
@@ -112,17 +133,18 @@ def _check(result: int, call: str, path: str | None = None) -> int:
 def unshare(flags: int) -> None:
     """Give the calling thread new namespaces; see unshare(2)."""
     # CLONE_NEWPID applies to children created later, so the caller must fork.
-    _check(_unshare(flags), f"unshare({flags:#x})")
+    _check(_libc("unshare", "c_int")(flags), f"unshare({flags:#x})")
 
 
 def setns(fd: int, nstype: int) -> None:
     """Move the calling thread into the namespace that *fd* refers to; see setns(2)."""
-    _check(_setns(fd, nstype), f"setns({nstype:#x})")
+    _check(_libc("setns", "c_int", "c_int")(fd, nstype), f"setns({nstype:#x})")
 
 
 def mount(source: str, target: str, fstype: str = "", flags: int = 0, data: str = "") -> None:
     """Attach a filesystem, or change how mounts propagate; see mount(2)."""
-    result = _mount(
+    call = _libc("mount", "c_char_p", "c_char_p", "c_char_p", "c_ulong", "c_char_p")
+    result = call(
         os.fsencode(source),
         os.fsencode(target),
         fstype.encode() or None,
@@ -135,24 +157,27 @@ def mount(source: str, target: str, fstype: str = "", flags: int = 0, data: str 
 
 def umount2(target: str, flags: int = 0) -> None:
     """Detach a filesystem; see umount2(2)."""
-    _check(_umount2(os.fsencode(target), flags), f"umount2({flags:#x})", target)
+    result = _libc("umount2", "c_char_p", "c_int")(os.fsencode(target), flags)
+    _check(result, f"umount2({flags:#x})", target)
 
 
 def syncfs(fd: int) -> None:
     """Write all that waits of the file system of *fd* to its disk; see syncfs(2)."""
-    _check(_syncfs(fd), "syncfs")
+    _check(_libc("syncfs", "c_int")(fd), "syncfs")
 
 
 def io_setup(events: int) -> int:
     """Return a context for this many asynchronous operations at once; see io_setup(2)."""
+    from ctypes import byref, c_ulong
+
     context = c_ulong(0)
-    _check(_syscall(c_long(_NUMBER["io_setup"]), c_int(events), byref(context)), "io_setup")
+    _check(_raw("io_setup", events, byref(context)), "io_setup")
     return context.value
 
 
 def io_destroy(context: int) -> None:
     """Wait for what was submitted and release the context; see io_destroy(2)."""
-    _check(_syscall(c_long(_NUMBER["io_destroy"]), c_ulong(context)), "io_destroy")
+    _check(_raw("io_destroy", context), "io_destroy")
 
 
 def io_submit_fdsync(context: int, fd: int, data: int) -> bool:
@@ -160,11 +185,12 @@ def io_submit_fdsync(context: int, fd: int, data: int) -> bool:
 
     False where the context is full: `io_getevent` makes room.
     """
+    from ctypes import byref, c_char_p
+
     # Read before the call returns, and not after.
     iocb = c_char_p(_IOCB.pack(data, 0, 0, IOCB_CMD_FDSYNC, 0, fd, 0, 0, 0, 0, 0, 0))
-    number = c_long(_NUMBER["io_submit"])
-    result = _syscall(number, c_ulong(context), c_long(1), byref(iocb))
-    if result == -1 and ctypes.get_errno() == errno.EAGAIN:
+    result = _raw("io_submit", context, 1, byref(iocb))
+    if result == -1 and _errno() == errno.EAGAIN:
         return False
     _check(result, "io_submit(FDSYNC)")
     return True
@@ -175,11 +201,12 @@ def io_getevent(context: int) -> tuple[int, int]:
 
     See io_getevents(2).
     """
-    event = ctypes.create_string_buffer(_IO_EVENT.size)
-    number, one = c_long(_NUMBER["io_getevents"]), c_long(1)
+    from ctypes import create_string_buffer
+
+    event = create_string_buffer(_IO_EVENT.size)
     # EINTR where a signal came, whose Python handler has run by the next statement.
-    while (result := _syscall(number, c_ulong(context), one, one, event, c_void_p(None))) != 1:
-        if result != -1 or ctypes.get_errno() != errno.EINTR:
+    while (result := _raw("io_getevents", context, 1, 1, event, None)) != 1:
+        if result != -1 or _errno() != errno.EINTR:
             _check(result, "io_getevents")
     data, _, outcome, _ = _IO_EVENT.unpack(event.raw)
     return data, -outcome if outcome < 0 else 0
@@ -188,27 +215,22 @@ def io_getevent(context: int) -> tuple[int, int]:
 def openat2(dirfd: int, path: str, flags: int, mode: int = 0, resolve: int = 0) -> int:
     """Open *path* under *dirfd* with rules for how it may resolve; see openat2(2)."""
     how = struct.pack("=QQQ", flags | os.O_CLOEXEC, mode, resolve)
-    result = _syscall(
-        c_long(_NUMBER["openat2"]),
-        c_int(dirfd),
-        c_char_p(os.fsencode(path)),
-        c_char_p(how),
-        c_size_t(len(how)),
-    )
+    result = _raw("openat2", dirfd, os.fsencode(path), how, len(how))
     return _check(result, f"openat2({resolve:#x})", path)
 
 
 def join_session_keyring() -> None:
     """Leave the inherited session keyring for a new anonymous one; see keyctl(2)."""
     # KEYCTL_JOIN_SESSION_KEYRING is 1; ENOSYS where the kernel has no key service.
-    _check(_syscall(c_long(_NUMBER["keyctl"]), c_int(1), c_void_p(None)), "keyctl")
+    _check(_raw("keyctl", 1, None), "keyctl")
 
 
 def inotify_init1(flags: int = IN_CLOEXEC | IN_NONBLOCK) -> int:
     """Make an inotify instance; see inotify(7)."""
-    return _check(_inotify_init1(flags), "inotify_init1")
+    return _check(_libc("inotify_init1", "c_int")(flags), "inotify_init1")
 
 
 def inotify_add_watch(fd: int, path: str, mask: int) -> int:
     """Watch *path* for the events in *mask*; see inotify_add_watch(2)."""
-    return _check(_inotify_add_watch(fd, os.fsencode(path), mask), "inotify_add_watch", path)
+    call = _libc("inotify_add_watch", "c_int", "c_char_p", "c_uint32")
+    return _check(call(fd, os.fsencode(path), mask), "inotify_add_watch", path)

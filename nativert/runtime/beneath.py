@@ -10,6 +10,14 @@ import os
 import stat
 from pathlib import Path
 
+from nativert.isolation.syscalls import (
+    RESOLVE_BENEATH,
+    RESOLVE_IN_ROOT,
+    RESOLVE_NO_MAGICLINKS,
+    RESOLVE_NO_SYMLINKS,
+    openat2,
+)
+
 
 def find(directory: Path, path: str, *, links: bool) -> int:
     """Return an O_PATH descriptor of *path* beneath *directory*; the caller closes it.
@@ -17,12 +25,6 @@ def find(directory: Path, path: str, *, links: bool) -> int:
     Raises OSError: EXDEV for a link that leads out, with *links* false ELOOP for any link, and
     ENOTDIR where *directory* is one.
     """
-    from nativert.isolation.syscalls import (
-        RESOLVE_BENEATH,
-        RESOLVE_NO_MAGICLINKS,
-        RESOLVE_NO_SYMLINKS,
-    )
-
     rules = RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS | (0 if links else RESOLVE_NO_SYMLINKS)
     return _resolve(directory, path, rules, 0 if links else os.O_DIRECTORY | os.O_NOFOLLOW)
 
@@ -32,8 +34,6 @@ def find_in_root(root: Path, path: str) -> int:
 
     The caller closes it. Raises OSError as openat2(2) does.
     """
-    from nativert.isolation.syscalls import RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS
-
     return _resolve(root, path, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
 
 
@@ -61,9 +61,6 @@ def head(fd: int, limit: int) -> bytes | None:
 
 
 def _resolve(directory: Path, path: str, rules: int, flags: int = 0) -> int:
-    # ctypes costs every command that opens nothing here four milliseconds.
-    from nativert.isolation.syscalls import openat2
-
     top = os.open(directory, os.O_PATH | os.O_CLOEXEC | flags)
     try:
         return openat2(top, path.lstrip("/") or ".", os.O_PATH, 0, rules)

@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 
 from nativert.errors import Code, NativertError
+from nativert.isolation import syscalls
+from nativert.isolation.network import named
 from nativert.store.paths import Paths
 
 
@@ -18,10 +20,6 @@ def enter(root: Path | None) -> bool:
         name = Paths(root).netns.read_text().strip()
     except (FileNotFoundError, NotADirectoryError):
         return False
-    # Every command asks, and few nodes have one.
-    from nativert.isolation import syscalls
-    from nativert.isolation.network import named
-
     try:
         netns = named.open_named(name)
     except FileNotFoundError:

@@ -14,6 +14,8 @@ from typing import Final
 
 import msgspec
 
+from nativert.isolation import syscalls
+
 # Without CONFIG_AIO, and where fs.aio-max-nr is used up.
 _UNAVAILABLE: Final = (errno.ENOSYS, errno.EAGAIN)
 _AT_ONCE: Final = 32
@@ -67,8 +69,6 @@ class Disk:
         """Wait for what was asked for, and release what that needs; safe to call again."""
         with self._mutex:
             if self._context is not None:
-                from nativert.isolation import syscalls
-
                 syscalls.io_destroy(self._context)
                 self._context = None
             if self._fd is not None:
@@ -76,9 +76,6 @@ class Disk:
                 self._fd = None
 
     def _submit(self, number: int) -> None:
-        # ctypes costs every command that saves nothing three milliseconds.
-        from nativert.isolation import syscalls
-
         if self._fd is None:
             self._fd = os.open(self._path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
             try:
@@ -98,8 +95,6 @@ class Disk:
             self._note(number, 0)
 
     def _reap(self) -> None:
-        from nativert.isolation import syscalls
-
         if self._context is None:
             raise ValueError(f"{self._path} is closed, or was waited for already")
         self._note(*syscalls.io_getevent(self._context))
