@@ -6,6 +6,7 @@ from ipaddress import IPv4Address
 
 from nativert.errors import Code, NativertError
 from nativert.fdu.descriptor import Descriptor
+from nativert.fdu.descriptor import Interface as Wanted
 from nativert.runtime.context import Context
 from nativert.runtime.protocols import InterfaceRequest
 from nativert.store.durable import Interface, Row
@@ -15,18 +16,21 @@ def interface_requests(
     context: Context, row: Row, descriptor: Descriptor
 ) -> list[InterfaceRequest]:
     """Return what an instance's interfaces are asked for with; NativertError NETWORK."""
-    if descriptor.networks:
+    networks = descriptor.networks
+    if networks:
         from nativert.runtime import virtual_networks
 
         virtual_networks.bridges(context)
-    return [_request(context, row, descriptor, given) for given in row.interfaces]
+    wanted = {interface.name: interface for interface in descriptor.interfaces}
+    return [
+        _request(context, row, given, wanted[given.name], networks.get(given.name, ""))
+        for given in row.interfaces
+    ]
 
 
 def _request(
-    context: Context, row: Row, descriptor: Descriptor, given: Interface
+    context: Context, row: Row, given: Interface, wanted: Wanted, uuid: str
 ) -> InterfaceRequest:
-    wanted = next(each for each in descriptor.interfaces if each.name == given.name)
-    uuid = descriptor.networks.get(given.name, "")
     # Who is on a virtual network has no way out by it.
     subnet, gateway = context.identity.subnet, context.identity.gateway
     if uuid:
@@ -54,4 +58,5 @@ def _request(
 
 def published_address(row: Row, descriptor: Descriptor) -> str:
     """Return the address that published ports lead to: of the first on the node's network."""
-    return next(each.address for each in row.interfaces if each.name not in descriptor.networks)
+    networks = descriptor.networks
+    return next(each.address for each in row.interfaces if each.name not in networks)

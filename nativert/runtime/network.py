@@ -100,11 +100,8 @@ class BridgeNetwork:
         return bridge
 
     def _set_sysctls(self) -> None:
-        try:
-            # An instance could else give the host an IPv6 address and a default route.
-            sysctl.ensure(f"ipv6/conf/{self.bridge}/disable_ipv6", "1")
-        except FileNotFoundError:
-            pass  # a kernel without IPv6
+        # An instance could else give the host an IPv6 address and a default route.
+        sysctl.disable_ipv6(self.bridge)
         # Published ports answer on 127.0.0.1 too.
         sysctl.ensure(f"ipv4/conf/{self.bridge}/route_localnet", "1")
 

@@ -34,8 +34,7 @@ _STATUS_TIMEOUT_S = 10.0
 RESTORE_TIMEOUT_S = 600.0
 _RESTORE_AGAIN_S = 0.05
 _LOOKS = 8
-# A stop that an operator asked for ends the wish that it run; any other end does not.
-OPERATORS: Final = ("stop", "force")
+# After a stop that an operator asked for.
 NOT_WANTED: Final[Changes] = {"wanted": State.CONFIGURED.value, "retry": None}
 
 
@@ -239,7 +238,8 @@ def settle_here(context: Context, row: Row) -> Observed:
         release.everything(context, row, facts)
         return _noted(context, seen, State.DEFINED)
     if facts.limits is not None:
-        seen = _with_limits_before(context, seen, facts.limits)
+        row = put_back_limits(context, row, facts.limits)
+        seen = msgspec.structs.replace(seen, row=row)
     if seen.event is Event.APPLICATION_ENDED:
         after = application_ended(context, seen)
         if process.alive(facts.init_pid, facts.init_start):
@@ -250,7 +250,7 @@ def settle_here(context: Context, row: Row) -> Observed:
         return _after_run(context, seen)
     if seen.state is State.SCALING:
         return _with_state(context, seen, State.RUNNING)
-    if facts.intent == "stop" and facts.stop is not None and facts.stop.why in OPERATORS:
+    if facts.intent == "stop" and facts.stop is not None and facts.stop.by_operator:
         # The operator's command has ended and the application has not: it is told as running.
         row = context.store.update(row.uuid, wanted=State.RUNNING.value)
         seen = msgspec.structs.replace(seen, row=row)
@@ -284,7 +284,7 @@ def application_ended(
         "run_count": facts.run,
         "end": end,
     }
-    if facts.intent == "stop" and (facts.stop is None or facts.stop.why in OPERATORS):
+    if facts.intent == "stop" and (facts.stop is None or facts.stop.by_operator):
         changes |= NOT_WANTED
     row = context.store.update(
         seen.row.uuid,
@@ -376,14 +376,12 @@ def _after_run(context: Context, seen: Observed) -> Observed:
     return _with_state(context, Observed(seen.row, seen.state, running, None), State.RUNNING)
 
 
-def _with_limits_before(context: Context, seen: Observed, text: str) -> Observed:
-    """Undo a scale that was interrupted: every limit is as it was before."""
-    row, before = seen.row, limits_of.decode(text)
-    if before is not None:
+def put_back_limits(context: Context, row: Row, before: str) -> Row:
+    """Undo a scale: every limit is as it was *before*, which is as the store has limits."""
+    limits = limits_of.decode(before)
+    if limits is not None:
         try:
-            context.cgroup(row.uuid).apply(before)
+            context.cgroup(row.uuid).apply(limits)
         except FileNotFoundError:
             pass  # Removed from outside: there is nothing to limit.
-    if row.limits != text:
-        row = context.store.update(row.uuid, limits=text)
-    return msgspec.structs.replace(seen, row=row)
+    return row if row.limits == before else context.store.update(row.uuid, limits=before)

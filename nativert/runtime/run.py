@@ -22,7 +22,6 @@ from nativert.runtime.context import INIT_TIMEOUT_S, Context, descriptor_of
 from nativert.runtime.failpoints import failpoint
 from nativert.runtime.observe import (
     NOT_WANTED,
-    OPERATORS,
     RESTORE_TIMEOUT_S,
     Observed,
     application_ended,
@@ -221,7 +220,7 @@ def _end(context: Context, seen: Observed, stop: StopFacts) -> Observed:
     def wish() -> None:
         nonlocal row, saving
         # That it is not wanted any more survives a power cut; how it ended need not.
-        if stop.why in OPERATORS:
+        if stop.by_operator:
             row = context.store.update(row.uuid, wait=False, **NOT_WANTED)
             saving = context.store.save()
         failpoint("stop.wished")

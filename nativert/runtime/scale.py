@@ -15,7 +15,7 @@ from nativert.isolation.cgroups.limits import Limits
 from nativert.runtime import limits as limits_of
 from nativert.runtime.context import Context
 from nativert.runtime.failpoints import failpoint
-from nativert.runtime.observe import Observed
+from nativert.runtime.observe import Observed, put_back_limits
 from nativert.store import boot
 from nativert.store.durable import Row
 
@@ -60,7 +60,7 @@ def scale(
             row = context.store.update(row.uuid, limits=limits_of.encode(applied))
         boot.finish(context.paths, row.uuid)
     except BaseException as e:
-        _scale_back(context, row, cgroup, before)
+        _scale_back(context, row, before)
         if isinstance(e, OSError):
             raise StepError(
                 row.name, "scale", e, code=Code.SCALE, hint="every limit is as it was before"
@@ -69,11 +69,9 @@ def scale(
     return Observed(row, State.RUNNING, facts, seen.end)
 
 
-def _scale_back(context: Context, row: Row, cgroup: Cgroup, before: Limits) -> None:
+def _scale_back(context: Context, row: Row, before: Limits) -> None:
     try:
-        if row.limits != limits_of.encode(before):
-            context.store.update(row.uuid, limits=limits_of.encode(before))
-        cgroup.apply(before)
+        put_back_limits(context, row, limits_of.encode(before))
         boot.finish(context.paths, row.uuid)
     except (OSError, NativertError):
         pass  # It reads as SCALING: the next look writes the limits again.

@@ -52,10 +52,7 @@ class NodeBridges:
         # The host has no part in it: no IPv6 address of its own, and no answer to who asks
         # there for an address that it has elsewhere.
         sysctl.ensure(f"ipv4/conf/{name}/arp_ignore", "1")
-        try:
-            sysctl.ensure(f"ipv6/conf/{name}/disable_ipv6", "1")
-        except FileNotFoundError:
-            pass  # a kernel without IPv6
+        sysctl.disable_ipv6(name)
         return bridge.index
 
     def remove(self, uuid: str) -> None:

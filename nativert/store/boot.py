@@ -68,6 +68,11 @@ class StopFacts(msgspec.Struct, frozen=True, kw_only=True):
     killed_at: float | None = None
     note: str = ""
 
+    @property
+    def by_operator(self) -> bool:
+        """Whether it ends the wish that the application runs; any other end does not."""
+        return self.why in ("stop", "force")
+
 
 class Intent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What was begun on the application of *run*: its stop, or other limits.

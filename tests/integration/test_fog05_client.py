@@ -256,31 +256,21 @@ def test_an_agent_that_starts_again_has_lost_nothing(
         until(lambda: instance not in {r.instance for r in node.list()}, what="it is gone")
 
 
-def test_who_waits_for_a_run_is_told_when_the_agent_ends(
-    agent: Agent, port: int, node: Node
+@pytest.mark.parametrize(("killed", "code"), [(False, "41"), (True, "11")])
+def test_who_waits_for_a_run_is_told_when_the_agent_is_gone(
+    agent: Agent, port: int, node: Node, killed: bool, code: str
 ) -> None:
     with client(port) as api:
         instance = define(api, node.identity.id, shell=SLEEP)
         in_time(lambda: api.fdu.configure(instance))
         running = api.fdu.run(instance)
         until(lambda: node.get(instance).state == "RUNNING", what="it runs")
-        assert agent.end() == 0
-        with pytest.raises(ValueError, match=r"^41$"):
-            in_time(running.get_result)
-    assert node.get(instance).state == "RUNNING"
-
-
-def test_who_waits_for_a_run_is_told_when_the_agent_is_killed(
-    agent: Agent, port: int, node: Node
-) -> None:
-    with client(port) as api:
-        instance = define(api, node.identity.id, shell=SLEEP)
-        in_time(lambda: api.fdu.configure(instance))
-        running = api.fdu.run(instance)
-        until(lambda: node.get(instance).state == "RUNNING", what="it runs")
-        agent.process.kill()
-        agent.process.wait(LONG)
-        with pytest.raises(ValueError, match=r"^11$"):
+        if killed:
+            agent.process.kill()
+            agent.process.wait(LONG)
+        else:
+            assert agent.end() == 0
+        with pytest.raises(ValueError, match=rf"^{code}$"):
             in_time(running.get_result)
     assert node.get(instance).state == "RUNNING"
 

@@ -67,17 +67,9 @@ def planned(own: str, said: Word, words: Mapping[str, Word]) -> Plan:
     """
     peers: list[Peer] = []
     refused: dict[str, str] = {}
-    ours = Peer(
-        node=own, mac=mac_of(tag_of(own)), subnet=said.subnet, address=said.address, here=said.here
-    )
+    ours = _peer(own, said)
     for node, word in sorted(words.items()):
-        peer = Peer(
-            node=node,
-            mac=mac_of(tag_of(node)),
-            subnet=word.subnet,
-            address=word.address,
-            here=word.here,
-        )
+        peer = _peer(node, word)
         if (word.vni, word.port) != (said.vni, said.port):
             refused[node] = f"it has VNI {word.vni} on port {word.port}"
         elif clash := next((c for each in (ours, *peers) if (c := _clash(peer, each))), ""):
@@ -92,6 +84,16 @@ def planned(own: str, said: Word, words: Mapping[str, Word]) -> Plan:
         here=dict(said.here),
         peers=tuple(peers),
         refused=refused,
+    )
+
+
+def _peer(node: str, word: Word) -> Peer:
+    return Peer(
+        node=node,
+        mac=mac_of(tag_of(node)),
+        subnet=word.subnet,
+        address=word.address,
+        here=word.here,
     )
 
 

@@ -168,19 +168,17 @@ class V1Knobs:
         """Write one limit; OSError with path, value and reason if the kernel refuses."""
         if knob.device:
             files.write(self._path(knob), f"{knob.device} {value or 0}")
-        elif knob == PIDS:
-            files.write(self._path(knob), "max" if value is None else str(value))
-        elif knob != CPUS:
-            files.write(self._path(knob), "-1" if value is None else str(value))
-        else:
+        elif isinstance(value, frozenset):
             controller, attribute = _TYPED[knob]
             try:
                 # cgroupspy writes inside a with block, so that a refusal at close does
-                # arrive here, but without the path. None is written as -1.
+                # arrive here, but without the path.
                 setattr(self._controller(controller), attribute, value)
             except OSError as error:
-                shown = format_list(value) if isinstance(value, frozenset) else value
-                raise files.refusal(error, shown, self._path(knob)) from error
+                raise files.refusal(error, format_list(value), self._path(knob)) from error
+        else:
+            no_limit = "max" if knob == PIDS else "-1"
+            files.write(self._path(knob), no_limit if value is None else str(value))
 
     def plan(
         self, limits: Limits, before: dict[Knob, Value], which: frozenset[str] = EVERY

@@ -31,18 +31,18 @@ RTM_NEWQDISC: Final = 36
 RTM_GETSTATS: Final = 94
 
 IFF_UP: Final = 1
-_RT_TABLE_MAIN: Final = 254
+RT_TABLE_MAIN: Final = 254
 _RTPROT_STATIC: Final = 4
-_RTN_UNICAST: Final = 1
-_RTNH_F_ONLINK: Final = 4
+RTN_UNICAST: Final = 1
+RTNH_F_ONLINK: Final = 4
 _TC_H_ROOT: Final = 0xFFFFFFFF
 _TBF_LATENCY_US: Final = 50_000
 _TBF_MAX_BYTES_S: Final = 0xFFFFFFFF
-_NLA_F_NESTED: Final = 0x8000
+NLA_F_NESTED: Final = 0x8000
 _ALONE: Final = 32
 _IFLA_PROTINFO: Final = 12
 _IFLA_BRPORT_MODE: Final = 4
-_IFINFOMSG: Final = struct.Struct("=BxHiII")
+IFINFOMSG: Final = struct.Struct("=BxHiII")
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,8 +128,8 @@ def hairpin(link: str, index: int) -> Request:
     # With br_netfilter (Docker loads it) a translated frame stays in the bridge, which else
     # never sends back to where it came from: an instance could not reach its own public port.
     # Written by hand: pyroute2 leaves the nested flag out, and the kernel then reads a state.
-    body = _IFINFOMSG.pack(socket.AF_BRIDGE, 0, index, 0, 0)
-    body += attribute(_IFLA_PROTINFO | _NLA_F_NESTED, attribute(_IFLA_BRPORT_MODE, b"\1"))
+    body = IFINFOMSG.pack(socket.AF_BRIDGE, 0, index, 0, 0)
+    body += attribute(_IFLA_PROTINFO | NLA_F_NESTED, attribute(_IFLA_BRPORT_MODE, b"\1"))
     return Request(RTM_SETLINK, 0, body, "set hairpin mode", link)
 
 
@@ -147,12 +147,12 @@ def inside_requests(interface: Inside, index: int) -> list[Request]:
     if interface.gateway:
         message = rtmsg()
         message["family"] = socket.AF_INET
-        message["table"] = _RT_TABLE_MAIN
+        message["table"] = RT_TABLE_MAIN
         message["proto"] = _RTPROT_STATIC
-        message["type"] = _RTN_UNICAST
+        message["type"] = RTN_UNICAST
         if interface.prefix == _ALONE:
             # No network of the interface's has the gateway in it.
-            message["flags"] = _RTNH_F_ONLINK
+            message["flags"] = RTNH_F_ONLINK
         message["attrs"] = [
             ("RTA_GATEWAY", interface.gateway),
             ("RTA_OIF", index),

@@ -13,6 +13,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
+from nativert.isolation.network.messages import (
+    RT_TABLE_MAIN,
+    RTM_NEWROUTE,
+    RTN_UNICAST,
+    RTNH_F_ONLINK,
+)
 from nativert.isolation.network.netlink import (
     NLM_F_CREATE,
     NLM_F_DUMP,
@@ -26,19 +32,15 @@ from nativert.isolation.network.netlink import (
 # Below 128 are those of well-known daemons; see /etc/iproute2/rt_protos.
 PROTOCOL: Final = 0xB7
 
-_RTM_NEWROUTE: Final = 24
 _RTM_DELROUTE: Final = 25
 _RTM_GETROUTE: Final = 26
 _RTA_DST: Final = 1
 _RTA_OIF: Final = 4
 _RTA_GATEWAY: Final = 5
 _RTA_PREFSRC: Final = 7
-_RT_TABLE_MAIN: Final = 254
 _RT_SCOPE_UNIVERSE: Final = 0
 _RT_SCOPE_LINK: Final = 253
 _RT_SCOPE_NOWHERE: Final = 255
-_RTN_UNICAST: Final = 1
-_RTNH_F_ONLINK: Final = 4
 # family, dst_len, src_len, tos, table, protocol, scope, type, flags
 _RTMSG: Final = struct.Struct("=BBBBBBBBI")
 _U32: Final = struct.Struct("=I")
@@ -59,7 +61,7 @@ def kept(netlink: Netlink) -> set[Route]:
     found: set[Route] = set()
     for answer in netlink.transact([Request(_RTM_GETROUTE, NLM_F_DUMP, body, "list routes")])[0]:
         _, length, _, _, table, protocol, *_ = _RTMSG.unpack_from(answer)
-        if table != _RT_TABLE_MAIN or protocol != PROTOCOL:
+        if table != RT_TABLE_MAIN or protocol != PROTOCOL:
             continue
         parts = attributes(answer[_RTMSG.size :])
         if _RTA_DST not in parts or _RTA_OIF not in parts:
@@ -80,7 +82,7 @@ def replace(netlink: Netlink, routes: Iterable[Route], *, source: str) -> None:
     netlink.transact(
         [
             Request(
-                _RTM_NEWROUTE,
+                RTM_NEWROUTE,
                 NLM_F_CREATE | NLM_F_REPLACE,
                 _body(route) + attribute(_RTA_PREFSRC, ipaddress.IPv4Address(source).packed),
                 f"set route to {route.destination}",
@@ -109,12 +111,12 @@ def _body(route: Route, *, delete: bool = False) -> bytes:
         route.destination.prefixlen,
         0,
         0,
-        _RT_TABLE_MAIN,
+        RT_TABLE_MAIN,
         PROTOCOL,
         _RT_SCOPE_NOWHERE if delete else scope,
-        _RTN_UNICAST,
+        RTN_UNICAST,
         # The gateway is on the link, though no address of the link says so.
-        _RTNH_F_ONLINK if route.gateway and not delete else 0,
+        RTNH_F_ONLINK if route.gateway and not delete else 0,
     )
     body += attribute(_RTA_DST, route.destination.network_address.packed)
     body += attribute(_RTA_OIF, _U32.pack(route.link))

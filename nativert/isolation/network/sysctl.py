@@ -30,6 +30,14 @@ def write(name: str, value: str) -> None:
         raise OSError(e.errno, f"write {value!r}: {os.strerror(e.errno or 0)}", path) from e
 
 
+def disable_ipv6(link: str) -> None:
+    """Give a link no IPv6 address, where the kernel has IPv6 at all."""
+    try:
+        ensure(f"ipv6/conf/{link}/disable_ipv6", "1")
+    except FileNotFoundError:
+        pass  # a kernel without IPv6
+
+
 def ensure(name: str, value: str) -> None:
     """Set a parameter unless it has the value; a write may ripple through every link."""
     if read(name) != value:

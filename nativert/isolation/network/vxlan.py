@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from nativert.isolation.network.messages import RTM_NEWLINK
+from nativert.isolation.network.messages import IFINFOMSG, NLA_F_NESTED, RTM_NEWLINK
 from nativert.isolation.network.netlink import (
     NETLINK_ROUTE,
     NLM_F_CREATE,
@@ -42,12 +42,10 @@ _IFLA_VXLAN_ID: Final = 1
 _IFLA_VXLAN_LOCAL: Final = 4
 _IFLA_VXLAN_LEARNING: Final = 7
 _IFLA_VXLAN_PORT: Final = 15
-_NLA_F_NESTED: Final = 0x8000
 _NDA_DST: Final = 1
 _NDA_LLADDR: Final = 2
 _NUD_PERMANENT: Final = 0x80
 _NTF_SELF: Final = 0x02
-_IFINFOMSG: Final = struct.Struct("=BxHiII")
 _IFADDRMSG: Final = struct.Struct("=BBBBi")
 _NDMSG: Final = struct.Struct("=BxxxiHBB")
 _U32: Final = struct.Struct("=I")
@@ -79,12 +77,12 @@ def add(netlink: Netlink, name: str, tunnel: Tunnel) -> None:
     data += attribute(_IFLA_VXLAN_LOCAL, _packed(tunnel.local))
     data += attribute(_IFLA_VXLAN_LEARNING, b"\0")
     data += attribute(_IFLA_VXLAN_PORT, tunnel.port.to_bytes(2, "big"))
-    info = attribute(_IFLA_INFO_KIND, b"vxlan") + attribute(_IFLA_INFO_DATA | _NLA_F_NESTED, data)
-    body = _IFINFOMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
+    info = attribute(_IFLA_INFO_KIND, b"vxlan") + attribute(_IFLA_INFO_DATA | NLA_F_NESTED, data)
+    body = IFINFOMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
     body += attribute(_IFLA_IFNAME, name.encode() + b"\0")
     body += attribute(_IFLA_ADDRESS, _mac(tunnel.mac))
     body += attribute(_IFLA_MTU, _U32.pack(tunnel.mtu))
-    body += attribute(_IFLA_LINKINFO | _NLA_F_NESTED, info)
+    body += attribute(_IFLA_LINKINFO | NLA_F_NESTED, info)
     flags = NLM_F_CREATE | NLM_F_EXCL
     netlink.transact([Request(RTM_NEWLINK, flags, body, "add vxlan", name)])
 

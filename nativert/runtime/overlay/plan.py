@@ -8,14 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
-from typing import Final
 
 import msgspec
 
 from nativert.store import files
 from nativert.store.boot import boot_id
-
-_LIMIT_BYTES: Final = 16 << 20
 
 # Addresses that have ever moved, and the epoch of the migration that brought each here.
 Here = Mapping[str, int]
@@ -56,7 +53,7 @@ def path_below(state_dir: Path) -> Path:
 def read(path: Path) -> Plan | None:
     """Return what the agent has written in this boot, None where it has not."""
     try:
-        plan = files.read_replaced(path, Plan, limit_bytes=_LIMIT_BYTES)
+        plan = files.decode(path, Plan)
     except (FileNotFoundError, files.DamagedError):
         return None  # An agent writes it anew.
     return plan if plan.boot_id == boot_id() else None
@@ -65,7 +62,8 @@ def read(path: Path) -> Plan | None:
 def write(path: Path, plan: Plan) -> None:
     """Put *plan* in the place of the one before; one process at a time does."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    files.replace(path, msgspec.json.encode(plan))
+    # In one step: whoever attaches an interface reads it, and most nodes have none.
+    files.replace_durably(path, msgspec.json.encode(plan))
 
 
 def destinations(plan: Plan, own: IPv4Network) -> dict[IPv4Network, str]:

@@ -182,10 +182,7 @@ class Overlay:
         # Who was configured before the node was joined takes its pool for one Ethernet, and asks
         # by ARP for what has moved away: the node answers for it.
         sysctl.ensure(f"ipv4/conf/{self._bridge}/proxy_arp", "1")
-        try:
-            sysctl.ensure(f"ipv6/conf/{self.link}/disable_ipv6", "1")
-        except FileNotFoundError:
-            pass  # a kernel without IPv6
+        sysctl.disable_ipv6(self.link)
         self._links.bring_up(self.link, self._alias(planned))
         link = self._links.find(self.link)
         if link is None:
