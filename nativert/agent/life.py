@@ -43,8 +43,11 @@ def run(
     stop_all: bool,
     insecure: bool,
     began: float,
-) -> None:
-    """Serve until SIGTERM or SIGINT; *began* is when the process did, for the log."""
+) -> bool:
+    """Serve until SIGTERM or SIGINT; *began* is when the process did, for the log.
+
+    Returns whether the agent is to start anew.
+    """
     with ExitStack() as held:
         logs.configure(accepted.log_level)
         context = Context(root, here=here)
@@ -71,11 +74,12 @@ def run(
         )
         if network is not None:
             agent.nodes = network.nodes
+            network.start_anew = agent.start_anew
             if network.overlay is not None:
                 reporter.add(network.overlay)
                 # Before anything is configured: in an overlay interfaces are other ones.
                 network.overlay.make()
-        asyncio.run(agent.run(began))
+        return asyncio.run(agent.run(began))
 
 
 class Agent:
@@ -105,13 +109,25 @@ class Agent:
         self._sampler = Sampler(node, context, config.monitor.interval_s)
         self._supervisor = Supervisor(node, reconcile_s=config.supervision.reconcile_s)
         reporter.add(self._supervisor)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._ended = asyncio.Event()
+        self._anew = False
 
-    async def run(self, began: float) -> None:
-        """Serve until a signal ends it."""
-        loop = asyncio.get_running_loop()
-        ended = asyncio.Event()
+    def start_anew(self) -> None:
+        """End what `run` does, to be started again; of any thread, while it runs."""
+        assert self._loop is not None
+        self._anew = True
+        self._loop.call_soon_threadsafe(self._ended.set)
+
+    def _told_to_end(self) -> None:
+        self._anew = False
+        self._ended.set()
+
+    async def run(self, began: float) -> bool:
+        """Serve until a signal ends it, or `start_anew`: then True."""
+        self._loop = loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, ended.set)
+            loop.add_signal_handler(number, self._told_to_end)
         loop.add_signal_handler(signal.SIGHUP, self._reload)
         core = Core(self._node, self._context, self._config, self._sampler, self.nodes)
         server = Server(core)
@@ -134,10 +150,11 @@ class Agent:
         notify("READY=1", f"STATUS=serving {self._context.name}")
         watchdog = asyncio.ensure_future(_watchdog(core))
         try:
-            await ended.wait()
+            await self._ended.wait()
         finally:
             watchdog.cancel()
             await self._end(core, server)
+        return self._anew
 
     def _find_again(self) -> None:
         """Look at every instance: what ended meanwhile is noted with its reason."""
@@ -147,13 +164,14 @@ class Agent:
             LOGGER.info("found %s, pid %s", row.name, row.pid, extra=fields)
 
     async def _end(self, core: Core, server: Server) -> None:
-        notify("STOPPING=1")
+        if not self._anew:
+            notify("STOPPING=1")
         core.ending.set()
         await server.stop()
         if not await core.settled(_SETTLING_S):
             LOGGER.warning("operations are under way; what stands half-way is settled later")
         await core.ask(self._sampler.close)
-        if self._stop_all:
+        if self._stop_all and not self._anew:
             try:
                 await core.ask(self._supervisor.stop_all)
             except ExceptionGroup as group:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -20,7 +21,10 @@ def serve(
     stop_all: bool = False,
     insecure: bool = False,
 ) -> None:
-    """Serve the node until SIGTERM or SIGINT; NativertError if another agent does."""
+    """Serve the node until SIGTERM or SIGINT; NativertError if another agent does.
+
+    Where only a new process helps, this one becomes it: with the same pid and arguments.
+    """
     if os.geteuid() != 0:
         raise NativertError(
             "the agent needs root", code=Code.PERMISSION, hint="run it as root or with sudo"
@@ -42,7 +46,7 @@ def serve(
         # Only now: whoever comes second shall leave at once.
         from nativert.agent.life import run
 
-        run(
+        anew = run(
             root,
             here=here,
             source=source,
@@ -53,3 +57,5 @@ def serve(
         )
     finally:
         lock.release()
+    if anew:
+        os.execv(sys.executable, sys.orig_argv)  # noqa: S606 (itself)

@@ -15,6 +15,7 @@ from agents import Agent, serving
 from fog05_clients import FIMAPI, client, config, descriptor, free_port, in_time
 from nodes import MakeNode, until
 
+from nativert.errors import NativertError
 from nativert.runtime.node import Node
 
 pytestmark = [pytest.mark.root, pytest.mark.netns]
@@ -218,4 +219,68 @@ def test_a_node_alone_goes_on_when_the_other_is_frozen(pair: Pair) -> None:
     finally:
         frozen.send_signal(signal.SIGCONT)
     until(sees(api, *pair.ids), deadline_s=LONG, what="it is back")
-    until(lambda: in_time(pair.api(1).fdu.list) == [fdu.get_uuid()], deadline_s=LONG, what="same")
+    known = asked(pair.ports[1], lambda other: other.fdu.list() == [fdu.get_uuid()])
+    until(known, deadline_s=LONG, pause_s=0.2, what="it has the same")
+
+
+def test_nodes_see_each_other_again_however_often_one_is_frozen(pair: Pair) -> None:
+    both = [
+        asked(port, lambda api: sorted(api.node.list()) == sorted(pair.ids)) for port in pair.ports
+    ]
+    alone = asked(pair.ports[0], lambda api: api.node.list() == [pair.ids[0]])
+    frozen = pair.agents[1].process
+    # One return in ten or so leaves a connection half open.
+    for _ in range(5):
+        until(lambda: all(see() for see in both), deadline_s=LONG, pause_s=0.2, what="both")
+        frozen.send_signal(signal.SIGSTOP)
+        try:
+            until(alone, deadline_s=LONG, pause_s=0.2, what="the frozen one is gone")
+        finally:
+            frozen.send_signal(signal.SIGCONT)
+    until(lambda: all(see() for see in both), deadline_s=LONG, pause_s=0.2, what="both at last")
+
+
+def asked(port: int, question: Callable[[FIMAPI], bool]) -> Callable[[], bool]:
+    """Have a node asked by a client of its own; False while it takes none."""
+
+    def ask() -> bool:
+        try:
+            with client(port) as api:
+                return in_time(lambda: question(api))
+        except NativertError:
+            return False
+
+    return ask
+
+
+def test_an_agent_starts_anew_where_only_a_new_session_helps(
+    tmp_path: Path, make_node: MakeNode
+) -> None:
+    root = tmp_path / "a" / "node"
+    root.parent.mkdir()
+    node = make_node(root)
+    half_open = tmp_path / "half-open"
+    first = f"""
+import os
+from nativert.agent.nodes.half_open import HalfOpen
+HalfOpen.look = lambda *_: os.path.exists({str(half_open)!r})
+"""
+    port = free_port()
+    with serving(root, config=config(port), first=first) as agent:
+        with client(port) as api:
+            fdu = in_time(lambda: api.fdu.onboard(descriptor(shell=SLEEP)))
+            record = in_time(lambda: api.fdu.define(fdu.get_uuid(), node.identity.id))
+            instance = record.get_uuid()
+            in_time(lambda: api.fdu.configure(instance))
+            in_time(lambda: api.fdu.start(instance))
+        pid = node.get(instance).pid
+        half_open.touch()
+        until(lambda: "starts anew" in agent.log.read_text(), deadline_s=LONG, what="it is told")
+        half_open.unlink()
+        served = f"serves node {node.context.name}"
+        until(lambda: agent.log.read_text().count(served) == 2, deadline_s=LONG, what="it serves")
+        assert agent.process.poll() is None
+        with client(port) as api:
+            assert in_time(lambda: api.fdu.instance_info(instance)).get_status() == "RUN"
+            assert node.get(instance).pid == pid
+            in_time(lambda: api.fdu.terminate(instance))

@@ -20,6 +20,7 @@ from nativert.agent.fog05.networks import Networks
 from nativert.agent.fog05.records import Records
 from nativert.agent.logs import LOGGER
 from nativert.agent.moves import Moves
+from nativert.agent.nodes.half_open import HalfOpen
 from nativert.agent.nodes.reaching import Nodes
 from nativert.agent.overlay import place
 from nativert.agent.overlay.joining import Joining
@@ -72,6 +73,8 @@ class Fog05:
         self, connector: ZenohConnector, node: Node, context: Context, config: Config
     ) -> None:
         self.connector = connector
+        # What is called when only a new session helps; an agent puts its own in place.
+        self.start_anew: Callable[[], None] = lambda: None
         self._node = node
         self._context = context
         self._config = config
@@ -157,6 +160,9 @@ class Fog05:
         # Before it is seen: who sees it asks it who it is.
         self.nodes.start()
         self._open.callback(self.nodes.close)
+        half_open = HalfOpen(self.connector, self.start_anew)
+        half_open.start()
+        self._open.callback(half_open.close)
         self._open.callback(self.connector.liveliness(paths.alive(self._id)).close)
         arriving = (lambda: None) if self.overlay is None else self.overlay.wake
         moves = Moves(self._node, self.connector, self.nodes, arriving)
