@@ -20,26 +20,24 @@ from nativert.isolation.network.messages import (
     Inside,
     Link,
     address_request,
+    bridges_request,
     decode_link,
     hairpin,
     ifinfomsg,
     inside_requests,
+    ports_request,
     tbf,
 )
 from nativert.isolation.network.netlink import (
     NETLINK_ROUTE,
     NLM_F_CREATE,
-    NLM_F_DUMP,
     NLM_F_EXCL,
     Netlink,
     Request,
-    attributes,
 )
 from nativert.isolation.network.netns import inside
 
 _IFLA_STATS_FILTER_LINK_64: Final = 1
-_IFINFOMSG_BYTES: Final = 16
-_IFLA_IFNAME: Final = 3
 _IF_STATS_MSG: Final = struct.Struct("=BBHII")
 # rtnl_link_stats64: rx_packets tx_packets rx_bytes tx_bytes rx_errors tx_errors rx_dropped
 # tx_dropped; more follows. Before it: if_stats_msg and one attribute's header.
@@ -206,19 +204,12 @@ class Links:
 
     def bridges(self) -> list[Link]:
         """Return every bridge of the namespace."""
-        # The kernel filters by kind: a host with a thousand veths answers with the bridges only.
-        kind = [("IFLA_LINKINFO", {"attrs": [("IFLA_INFO_KIND", "bridge")]})]
-        request = Request(RTM_GETLINK, NLM_F_DUMP, ifinfomsg(attrs=kind), "list bridges")
-        return [decode_link(body) for body in self._netlink.transact([request])[0]]
+        return [decode_link(body) for body in self._netlink.transact([bridges_request()])[0]]
 
     def members(self, master: int) -> set[str]:
         """Return the names of the links that are ports of a bridge."""
-        of_bridge = [("IFLA_MASTER", master)]
-        request = Request(RTM_GETLINK, NLM_F_DUMP, ifinfomsg(attrs=of_bridge), "list ports")
-        return {
-            attributes(body[_IFINFOMSG_BYTES:])[_IFLA_IFNAME].rstrip(b"\0").decode()
-            for body in self._netlink.transact([request])[0]
-        }
+        answers = self._netlink.transact([ports_request(master)])[0]
+        return {decode_link(body).name for body in answers}
 
     def enslave(self, index: int, name: str, master: int) -> None:
         """Make a link a port of a bridge, up and hairpinned."""
