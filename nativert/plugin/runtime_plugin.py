@@ -370,12 +370,18 @@ class NativePlugin:
         publisher = self._publisher
         assert publisher is not None
         figures_at = time.monotonic()
+        seen = -1
         while not self._stopped.wait(_LOOK_S):
             due = time.monotonic() >= figures_at
             if due:
                 figures_at = time.monotonic() + self.configuration.update_interval_s
             published = publisher.published()
             with suppress(NativertError, OSError):
+                # Whoever supervises the node notes an end at once; all look again when due.
+                latest = self._runtime.latest_event()
+                if latest == seen and not due:
+                    continue
+                seen = latest
                 for row in self._runtime.list():
                     word = State(row.state).wire
                     known = published.pop(row.instance, "")
