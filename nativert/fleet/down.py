@@ -82,7 +82,7 @@ def _ask_to_end(node: Member) -> Iterator[int]:
 
 def _removal(node: Member) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "nativert.fleet.removal", str(node.root)],
+        [sys.executable, "-P", "-m", "nativert.fleet.removal", str(node.root)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,

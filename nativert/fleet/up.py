@@ -173,7 +173,8 @@ def _agent(node: Member) -> subprocess.Popen[bytes]:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("NATIVERT_")}
     with open(node.root / "agent.log", "ab") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "nativert", "--root", str(node.root), "agent"],
+            # -P: the directory where this is called has no modules of ours.
+            [sys.executable, "-P", "-m", "nativert", "--root", str(node.root), "agent"],
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=log,

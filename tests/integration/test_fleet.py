@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -78,6 +79,26 @@ def fleet_root(tmp_path: Path) -> Iterator[Path]:
     if plan.there(root):
         removed = command(root, "down")
         assert removed.returncode == 0, removed.stderr
+
+
+def test_a_fleet_runs_nothing_of_the_directory_it_is_made_in(
+    fleet_root: Path, tmp_path: Path
+) -> None:
+    own, ran = tmp_path / "here" / "nativert", tmp_path / "ran"
+    own.mkdir(parents=True)
+    (own / "__init__.py").write_text(f"open({str(ran)!r}, 'w')\nraise SystemExit(1)\n")
+    program = Path(sys.executable).with_name("nativert")
+    for words in (("up", "--nodes", "1", "-d"), ("down",)):
+        done = subprocess.run(
+            [program, *words],
+            cwd=own.parent,
+            env=os.environ | {"NATIVERT_ROOT": str(fleet_root)},
+            capture_output=True,
+            text=True,
+            timeout=LONG,
+        )
+        assert done.returncode == 0, done.stderr
+    assert not ran.exists()
 
 
 def test_a_fleet_is_up_used_and_gone(

@@ -39,11 +39,14 @@ class HalfOpen:
         self._alive: set[str] = set()
         self._closed = threading.Event()
         self._watching: Closing | None = None
+        self._telling: Closing | None = None
 
     def start(self) -> None:
         """Tell of this session as long as it is open, and look at the others."""
         self._watching = self._connector.watch(f"{_SESSIONS}*", self._note)
-        self._connector.liveliness(_SESSIONS + str(self._connector.session.info.zid()))
+        own = _SESSIONS + str(self._connector.session.info.zid())
+        # Kept to the end: Zenoh takes a token back that nobody holds.
+        self._telling = self._connector.liveliness(own)
         threading.Thread(target=self._watch, name="half-open", daemon=True).start()
 
     def close(self) -> None:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import pytest
 
 from nativert.agent.nodes.half_open import HalfOpen
+
+
+class Token:
+    """Alive as long as somebody holds it, as Zenoh's are."""
 
 
 class Connector:
@@ -30,7 +35,9 @@ class Connector:
 
     def liveliness(self, path: str) -> Any:
         self.alive.append(path)
-        return self
+        token = Token()
+        self.token = weakref.ref(token)
+        return token
 
     def close(self) -> None:
         pass
@@ -62,6 +69,10 @@ def test_a_peer_that_was_told_of_and_is_silent_is_found(
     assert looks(watch, {"a"}, 5) == [False] * 5
     connector.tell("/nativert/sessions/a", False)
     assert looks(watch, {"a"}, 3) == [False, False, True]
+
+
+def test_its_own_session_is_told_of_to_the_end(connector: Connector, watch: HalfOpen) -> None:
+    assert connector.token() is not None
 
 
 def test_a_peer_of_which_nothing_was_told_is_none_of_its_affair(watch: HalfOpen) -> None:
