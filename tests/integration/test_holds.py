@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from aftermath import FOREVER, facts, kill
-from nodes import MakeNode, cgroup, ended, make_descriptor, start, until
+from nodes import MakeNode, cgroup, ended, log_text, make_descriptor, start, until
 
 from nativert.errors import NativertError, TransitionError, UnknownInstanceError
 from nativert.runtime.node import Node
@@ -44,6 +44,7 @@ def test_each_sees_what_the_other_has_done(two: tuple[Node, Node]) -> None:
 
 def test_an_end_between_two_operations_is_seen(node: Node) -> None:
     uuid = start(node, shell="trap 'exit 7' TERM; echo up; while :; do sleep 0.05; done")
+    until(lambda: log_text(node, uuid) == "up\n", what="it has its handler")
     node.pause(uuid)
     node.resume(uuid)
     node.kill(uuid, signal.SIGTERM)
