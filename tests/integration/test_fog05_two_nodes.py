@@ -229,7 +229,7 @@ def test_nodes_see_each_other_again_however_often_one_is_frozen(pair: Pair) -> N
     ]
     alone = asked(pair.ports[0], lambda api: api.node.list() == [pair.ids[0]])
     frozen = pair.agents[1].process
-    # One return in ten or so leaves a connection half open.
+    # One return in six or so leaves a connection half open.
     for _ in range(5):
         until(lambda: all(see() for see in both), deadline_s=LONG, pause_s=0.2, what="both")
         frozen.send_signal(signal.SIGSTOP)

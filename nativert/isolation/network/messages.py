@@ -1,4 +1,4 @@
-"""rtnetlink(7) messages, encoded and decoded by pyroute2.
+"""rtnetlink(7) messages; those that make or change a link are encoded by pyroute2.
 
 Only this module imports it, and on first use: it takes about 90 ms and 11 MB, whichever part is
 wanted. So what only looks at links, or removes one, is written and read by `netlink` alone.
@@ -43,15 +43,15 @@ _TBF_LATENCY_US: Final = 50_000
 _TBF_MAX_BYTES_S: Final = 0xFFFFFFFF
 NLA_F_NESTED: Final = 0x8000
 _ALONE: Final = 32
-_IFLA_IFNAME: Final = 3
-_IFLA_MTU: Final = 4
+IFLA_IFNAME: Final = 3
+IFLA_MTU: Final = 4
 _IFLA_MASTER: Final = 10
 _IFLA_PROTINFO: Final = 12
-_IFLA_LINKINFO: Final = 18
+IFLA_LINKINFO: Final = 18
 _IFLA_IFALIAS: Final = 20
-_IFLA_INFO_KIND: Final = 1
+IFLA_INFO_KIND: Final = 1
 _IFLA_BRPORT_MODE: Final = 4
-_U32: Final = struct.Struct("=I")
+U32: Final = struct.Struct("=I")
 IFINFOMSG: Final = struct.Struct("=BxHiII")
 
 
@@ -105,13 +105,13 @@ def ifinfomsg(
 def bridges_request() -> Request:
     """List the bridges of a namespace."""
     # The kernel filters by kind: a host with a thousand veths answers with the bridges only.
-    body = ifinfomsg() + attribute(_IFLA_LINKINFO, attribute(_IFLA_INFO_KIND, b"bridge"))
+    body = ifinfomsg() + attribute(IFLA_LINKINFO, attribute(IFLA_INFO_KIND, b"bridge"))
     return Request(RTM_GETLINK, NLM_F_DUMP, body, "list bridges")
 
 
 def ports_request(bridge: int) -> Request:
     """List the ports of a bridge."""
-    body = ifinfomsg() + attribute(_IFLA_MASTER, _U32.pack(bridge))
+    body = ifinfomsg() + attribute(_IFLA_MASTER, U32.pack(bridge))
     return Request(RTM_GETLINK, NLM_F_DUMP, body, "list ports")
 
 
@@ -119,15 +119,15 @@ def decode_link(body: bytes) -> Link:
     """Return what an RTM_NEWLINK answer says."""
     _, _, index, flags, _ = IFINFOMSG.unpack_from(body)
     found = attributes(body[IFINFOMSG.size :])
-    info = attributes(found.get(_IFLA_LINKINFO, b""))
+    info = attributes(found.get(IFLA_LINKINFO, b""))
     return Link(
         index=index,
-        name=_text(found[_IFLA_IFNAME]),
-        kind=_text(info.get(_IFLA_INFO_KIND, b"")),
+        name=_text(found[IFLA_IFNAME]),
+        kind=_text(info.get(IFLA_INFO_KIND, b"")),
         alias=_text(found.get(_IFLA_IFALIAS, b"")),
         master=_u32(found.get(_IFLA_MASTER)),
         up=bool(flags & IFF_UP),
-        mtu=_u32(found.get(_IFLA_MTU)),
+        mtu=_u32(found.get(IFLA_MTU)),
     )
 
 
@@ -136,7 +136,7 @@ def _text(value: bytes) -> str:
 
 
 def _u32(value: bytes | None) -> int:
-    number: int = _U32.unpack(value)[0] if value else 0
+    number: int = U32.unpack(value)[0] if value else 0
     return number
 
 

@@ -18,6 +18,7 @@ from nativert.isolation.network.messages import (
     RTM_NEWROUTE,
     RTN_UNICAST,
     RTNH_F_ONLINK,
+    U32,
 )
 from nativert.isolation.network.netlink import (
     NLM_F_CREATE,
@@ -43,7 +44,6 @@ _RT_SCOPE_LINK: Final = 253
 _RT_SCOPE_NOWHERE: Final = 255
 # family, dst_len, src_len, tos, table, protocol, scope, type, flags
 _RTMSG: Final = struct.Struct("=BBBBBBBBI")
-_U32: Final = struct.Struct("=I")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ def kept(netlink: Netlink) -> set[Route]:
         found.add(
             Route(
                 destination=ipaddress.IPv4Network((parts[_RTA_DST], length)),
-                link=_U32.unpack(parts[_RTA_OIF])[0],
+                link=U32.unpack(parts[_RTA_OIF])[0],
                 gateway="" if gateway is None else str(ipaddress.IPv4Address(gateway)),
             )
         )
@@ -119,7 +119,7 @@ def _body(route: Route, *, delete: bool = False) -> bytes:
         RTNH_F_ONLINK if route.gateway and not delete else 0,
     )
     body += attribute(_RTA_DST, route.destination.network_address.packed)
-    body += attribute(_RTA_OIF, _U32.pack(route.link))
+    body += attribute(_RTA_OIF, U32.pack(route.link))
     if route.gateway:
         body += attribute(_RTA_GATEWAY, ipaddress.IPv4Address(route.gateway).packed)
     return body

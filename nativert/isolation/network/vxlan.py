@@ -13,7 +13,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from nativert.isolation.network.messages import IFINFOMSG, NLA_F_NESTED, RTM_NEWLINK
+from nativert.isolation.network.messages import (
+    IFINFOMSG,
+    IFLA_IFNAME,
+    IFLA_INFO_KIND,
+    IFLA_LINKINFO,
+    IFLA_MTU,
+    NLA_F_NESTED,
+    RTM_NEWLINK,
+    U32,
+)
 from nativert.isolation.network.netlink import (
     NETLINK_ROUTE,
     NLM_F_CREATE,
@@ -33,10 +42,6 @@ _RTM_GETADDR: Final = 22
 _RTM_NEWNEIGH: Final = 28
 _IFA_LOCAL: Final = 2
 _IFLA_ADDRESS: Final = 1
-_IFLA_IFNAME: Final = 3
-_IFLA_MTU: Final = 4
-_IFLA_LINKINFO: Final = 18
-_IFLA_INFO_KIND: Final = 1
 _IFLA_INFO_DATA: Final = 2
 _IFLA_VXLAN_ID: Final = 1
 _IFLA_VXLAN_LOCAL: Final = 4
@@ -48,7 +53,6 @@ _NUD_PERMANENT: Final = 0x80
 _NTF_SELF: Final = 0x02
 _IFADDRMSG: Final = struct.Struct("=BBBBi")
 _NDMSG: Final = struct.Struct("=BxxxiHBB")
-_U32: Final = struct.Struct("=I")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,16 +77,16 @@ class Neighbour:
 
 def add(netlink: Netlink, name: str, tunnel: Tunnel) -> None:
     """Make the link; EEXIST if the name, or the VNI on that port, is taken."""
-    data = attribute(_IFLA_VXLAN_ID, _U32.pack(tunnel.vni))
+    data = attribute(_IFLA_VXLAN_ID, U32.pack(tunnel.vni))
     data += attribute(_IFLA_VXLAN_LOCAL, _packed(tunnel.local))
     data += attribute(_IFLA_VXLAN_LEARNING, b"\0")
     data += attribute(_IFLA_VXLAN_PORT, tunnel.port.to_bytes(2, "big"))
-    info = attribute(_IFLA_INFO_KIND, b"vxlan") + attribute(_IFLA_INFO_DATA | NLA_F_NESTED, data)
+    info = attribute(IFLA_INFO_KIND, b"vxlan") + attribute(_IFLA_INFO_DATA | NLA_F_NESTED, data)
     body = IFINFOMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
-    body += attribute(_IFLA_IFNAME, name.encode() + b"\0")
+    body += attribute(IFLA_IFNAME, name.encode() + b"\0")
     body += attribute(_IFLA_ADDRESS, _mac(tunnel.mac))
-    body += attribute(_IFLA_MTU, _U32.pack(tunnel.mtu))
-    body += attribute(_IFLA_LINKINFO | NLA_F_NESTED, info)
+    body += attribute(IFLA_MTU, U32.pack(tunnel.mtu))
+    body += attribute(IFLA_LINKINFO | NLA_F_NESTED, info)
     flags = NLM_F_CREATE | NLM_F_EXCL
     netlink.transact([Request(RTM_NEWLINK, flags, body, "add vxlan", name)])
 
