@@ -19,7 +19,7 @@ import msgspec
 
 from nativert.agent import faults
 from nativert.agent.wire import GoneError, LostError, Wire, lost
-from nativert.errors import Code, NativertError, UnknownInstanceError
+from nativert.errors import NativertError, UnknownInstanceError
 from nativert.fdu import descriptor as descriptors
 from nativert.fdu.descriptor import Descriptor
 from nativert.fdu.known import known
@@ -211,10 +211,9 @@ class Client:
         """Start a program beside the application, in its namespaces, cgroup and privileges.
 
         By the instance's init itself, which gets the descriptors: no byte goes through the agent,
-        and the session outlives it.
+        and the session outlives it. One on another node goes through the agents of both.
         """
-        where = self.elsewhere
-        if where is None:
+        if self.elsewhere is None:
             with self.direct() as node:
                 try:
                     return node.exec(ref, argv, stdio=stdio, tty=tty, env=env)
@@ -223,12 +222,10 @@ class Client:
                 # NODE/NAME, and it is this node.
                 if any(row.instance == own.instance for own in node.list()):
                     return node.exec(row.instance, argv, stdio=stdio, tty=tty, env=env)
-                where = row.node
-        raise NativertError(
-            f"exec: {ref} is on node {where}, and a program's streams stay on its node",
-            code=Code.REQUIREMENTS,
-            hint=f"call it on {where}",
-        )
+        from nativert.agent.session import RemoteSession
+
+        program = {"argv": list(argv), "env": dict(env or {}), "tty": tty}
+        return RemoteSession(self._wire, f"{_one(ref)}/exec", program, stdio)
 
     def logs(self, ref: str, *, follow: bool = False, tail: int | None = None) -> Iterator[LogLine]:
         """Yield the log of the instance's runs; with *follow* until the application ends.

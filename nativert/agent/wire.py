@@ -12,7 +12,7 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -84,14 +84,42 @@ class Connection(http.client.HTTPConnection):
             os.close(directory)
         self.sock = sock
 
+    def put(self, target: str, headers: Mapping[str, str], pieces: Iterable[bytes]) -> None:
+        """Send head and body of a PUT, or as much of it as is wanted before it is refused."""
+        sock = self.sock
+        assert sock is not None
+
+        def taken(data: bytes) -> bool:
+            # It may take its time for a piece, but not stand still.
+            sock.settimeout(_PATIENCE_S)
+            try:
+                self.send(data)
+            except TimeoutError:
+                raise _silent() from None
+            except OSError:
+                return False  # What it has said before is there to be read.
+            finally:
+                sock.settimeout(None)
+            return True
+
+        self.putrequest("PUT", target)
+        self.putheader("Transfer-Encoding", "chunked")
+        for name, value in headers.items():
+            self.putheader(name, value)
+        self.endheaders()
+        for piece in filter(None, pieces):
+            if not _quiet(sock) or not taken(b"%x\r\n%b\r\n" % (len(piece), piece)):
+                return
+        taken(b"0\r\n\r\n")
+
 
 class Wire:
     """The way to the agent that serves on *path*; raises OSError if none does."""
 
     def __init__(self, path: Path, *, node: str | None = None) -> None:
         """Have the agent pass everything on to *node*, where that is given."""
-        self._path = path
-        self._headers = {"Accept": _NDJSON} | ({NODE: quote(node)} if node else {})
+        self.path = path
+        self.headers = {"Accept": _NDJSON} | ({NODE: quote(node)} if node else {})
         self._mutex = threading.Lock()
         first = Connection(path)
         first.connect()
@@ -155,7 +183,7 @@ class Wire:
         """
         connection = self._connection()
         try:
-            self._send(connection, target, pieces)
+            connection.put(target, self.headers, pieces)
             try:
                 self._await(connection)
                 response = connection.getresponse()
@@ -165,42 +193,14 @@ class Wire:
         finally:
             connection.close()
         if response.status >= 400:
-            raise _error(response.status, answer)
+            raise refused(response.status, answer)
         return msgspec.json.decode(answer, type=known(kind))
-
-    def _send(self, connection: Connection, target: str, pieces: Iterable[bytes]) -> None:
-        """Send head and body, or as much of it as the agent wants before it refuses."""
-        sock = connection.sock
-        assert sock is not None
-
-        def taken(data: bytes) -> bool:
-            # It may take its time for a piece, but not stand still.
-            sock.settimeout(_PATIENCE_S)
-            try:
-                connection.send(data)
-            except TimeoutError:
-                raise _silent() from None
-            except OSError:
-                return False  # What it has said before is there to be read.
-            finally:
-                sock.settimeout(None)
-            return True
-
-        connection.putrequest("PUT", target)
-        connection.putheader("Transfer-Encoding", "chunked")
-        for name, value in self._headers.items():
-            connection.putheader(name, value)
-        connection.endheaders()
-        for piece in filter(None, pieces):
-            if not _quiet(sock) or not taken(b"%x\r\n%b\r\n" % (len(piece), piece)):
-                return
-        taken(b"0\r\n\r\n")
 
     def _request(
         self, method: str, target: str, asked: object
     ) -> tuple[Connection, http.client.HTTPResponse]:
         data = None if asked is None else msgspec.json.encode(asked)
-        headers = dict(self._headers)
+        headers = dict(self.headers)
         if data is not None:
             headers["Content-Type"] = "application/json"
         give_up = time.monotonic() + _PATIENCE_S
@@ -220,7 +220,7 @@ class Wire:
                 connection.close()
                 raise
             self._keep(connection)
-            error = _error(response.status, answer)
+            error = refused(response.status, answer)
             if error.code is not Code.BUSY or time.monotonic() > give_up:
                 raise error
             time.sleep(float(response.headers.get("Retry-After", "1")))
@@ -234,7 +234,7 @@ class Wire:
 
     def _answers(self) -> bool:
         """Tell whether the agent answers what needs nothing but its loop."""
-        other = Connection(self._path, timeout_s=_PATIENCE_S)
+        other = Connection(self.path, timeout_s=_PATIENCE_S)
         try:
             other.request("GET", "/v1/version")
             other.getresponse().read()
@@ -253,7 +253,7 @@ class Wire:
                 if connection.sock is not None and _quiet(connection.sock):
                     return connection
                 connection.close()
-        connection = Connection(self._path)
+        connection = Connection(self.path)
         try:
             connection.connect()
         except OSError as e:
@@ -287,7 +287,8 @@ def _decoded(line: bytes) -> dict[str, Any]:
     return decoded
 
 
-def _error(status: int, answer: bytes) -> NativertError:
+def refused(status: int, answer: bytes = b"") -> NativertError:
+    """Return the error of an answer with a status from 400 on."""
     try:
         told = msgspec.json.decode(answer)["error"]
     except (msgspec.DecodeError, KeyError, TypeError):

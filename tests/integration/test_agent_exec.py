@@ -106,6 +106,7 @@ def test_what_cannot_be_is_said(agent: Agent, program: dict[str, Any], code: str
 @pytest.mark.parametrize("tty", [False, True])
 def test_a_client_that_leaves_ends_the_program(agent: Agent, node: Node, tty: bool) -> None:
     async def leave(socket: Socket) -> None:
+        assert await socket.receive_json() == {"started": True}
         message = await socket.receive()
         assert b"up" in message.data
 

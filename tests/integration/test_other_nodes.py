@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
+import socket
 import subprocess
+import termios
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -194,32 +197,154 @@ def test_a_log_of_megabytes_arrives_whole(three: Three) -> None:
 def test_who_goes_away_is_not_waited_for(three: Three) -> None:
     start(three.nodes[1], name="web", shell=APP)
 
-    def streams() -> float:
-        text = three.agents[1].request("GET", "/metrics")[2].decode()
-        line = next(x for x in text.splitlines() if x.startswith("nativert_agent_streams "))
-        return float(line.split()[1])
-
     environment = os.environ | {"NATIVERT_ROOT": str(three.roots[0])}
     follower = subprocess.Popen([*CLI, "logs", "-f", "web"], env=environment)
-    until(lambda: streams() == 1, deadline_s=LONG, what="the log is followed")
+    until(lambda: _streams(three.agents[1]) == 1, deadline_s=LONG, what="the log is followed")
     follower.terminate()
     follower.wait(LONG)
-    until(lambda: streams() == 0, deadline_s=LONG, what="nobody follows any more")
+    until(lambda: _streams(three.agents[1]) == 0, deadline_s=LONG, what="nobody follows any more")
     three.ok(0, "stop", "web")
 
 
-def test_a_program_inside_is_refused_from_afar(three: Three) -> None:
+def test_a_program_runs_inside_from_afar(three: Three, tmp_path: Path) -> None:
     start(three.nodes[1], name="web", shell=APP)
+    hostname = three.command(1, "exec", "web", "--", "hostname").stdout
     for words in (("exec", "web"), ("exec", "b/web"), ("--on", "b", "exec", "web")):
-        refused = three.command(0, *words, "--", "/bin/true")
-        assert refused.returncode == 1
-        assert "on node b" in refused.stderr
-        assert "call it on b" in refused.stderr
-    assert three.command(1, "exec", "b/web", "--", "/bin/true").returncode == 0
-    for words in (("put", "web", __file__, "x"), ("--on", "b", "put", "web", __file__, "x")):
-        refused = three.command(0, *words)
-        assert (refused.returncode, "call it on b" in refused.stderr) == (1, True), refused.stderr
-    assert three.command(0, "ls", "web").returncode == 0
+        for number in range(3):
+            done = three.command(number, *words, "--", "hostname")
+            assert (done.returncode, done.stdout) == (0, hostname), done.stderr
+    script = "echo out $WHO; echo err >&2; exit 7"
+    done = three.command(0, "exec", "--env", "WHO=me", "web", "--", "/bin/sh", "-c", script)
+    assert (done.returncode, done.stdout, done.stderr) == (7, "out me\n", "err\n")
+    # Both ways at once, more than may be under way, as it is and in order.
+    data = os.urandom(20_000_000)
+    environment = os.environ | {"NATIVERT_ROOT": str(three.roots[0])}
+    words = ("exec", "-i", "web", "--", "cat")
+    copied = subprocess.run(
+        [*CLI, *words], env=environment, input=data, capture_output=True, timeout=LONG
+    )
+    assert (copied.returncode, copied.stderr) == (0, b"")
+    assert copied.stdout == data
+    # Nobody reads: the program ends as one that writes into a closed pipe.
+    ended = subprocess.run(
+        [*CLI, "exec", "web", "--", "yes"], env=environment, stdout=_closed(), timeout=LONG
+    )
+    assert ended.returncode == 128 + signal.SIGPIPE
+    for program, code in (("/bin/no", 127), ("/etc/hostname", 126)):
+        refused = three.command(0, "exec", "web", "--", program)
+        assert refused.returncode == code
+        assert program in refused.stderr
+    refused = three.command(0, "exec", "nobody", "--", "true")
+    assert (refused.returncode, "nobody: no such instance" in refused.stderr) == (3, True)
+    three.ok(0, "rm", "--force", "web")
+    three.nodes[1].define(make_descriptor(name="web"))
+    refused = three.command(0, "exec", "web", "--", "true")
+    assert (refused.returncode, "DEFINED" in refused.stderr) == (4, True), refused.stderr
+
+
+def test_a_terminal_inside_from_afar(three: Three) -> None:
+    start(three.nodes[1], name="web", shell=APP)
+    environment = os.environ | {"NATIVERT_ROOT": str(three.roots[0])}
+    ours, theirs = os.openpty()
+    termios.tcsetwinsize(theirs, (33, 99))
+    shell = subprocess.Popen(
+        [*CLI, "exec", "-it", "web", "--", "/bin/sh"],
+        env=environment, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
+    )  # fmt: skip
+    os.close(theirs)
+    shown = b""
+
+    def until_shown(what: bytes) -> None:
+        nonlocal shown
+        deadline = time.monotonic() + LONG
+        while what not in shown:
+            assert select.select([ours], [], [], deadline - time.monotonic())[0], shown
+            shown += os.read(ours, 65536)
+
+    os.write(ours, b"stty size; tty; echo got$((1+1))\n")
+    until_shown(b"got2")
+    assert b"33 99" in shown
+    assert b"/dev/pts/" in shown
+    termios.tcsetwinsize(ours, (44, 111))
+    os.kill(shell.pid, signal.SIGWINCH)
+    os.write(ours, b"sleep 0.2; stty size; echo got$((2+2))\n")
+    until_shown(b"got4")
+    assert b"44 111" in shown
+    os.write(ours, b"sleep 100 || echo ended$((3+3))\n")
+    until_shown(b"ended$")
+    until(lambda: len(_programs(three)) == 3, deadline_s=LONG, what="the sleep")
+    os.write(ours, b"\x03")  # Ctrl-C ends what runs on that terminal, not this command.
+    until(lambda: len(_programs(three)) == 2, deadline_s=LONG, what="no sleep")
+    os.write(ours, b"exit 9\n")
+    assert shell.wait(LONG) == 9
+    os.close(ours)
+
+
+def _programs(three: Three) -> list[int]:
+    uuid = three.nodes[1].get("web").instance
+    return three.nodes[1]._context.driver.open(f"i-{uuid}").pids()
+
+
+@pytest.mark.parametrize("who", ["command", "agent here", "agent there"])
+def test_a_program_inside_ends_with_whoever_is_between(three: Three, who: str) -> None:
+    start(three.nodes[1], name="web", shell=APP)
+    environment = os.environ | {"NATIVERT_ROOT": str(three.roots[0])}
+    running = subprocess.Popen(
+        [*CLI, "exec", "web", "--", "sleep", "100"],
+        env=environment, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    until(lambda: len(_programs(three)) == 2, deadline_s=LONG, what="the program")
+    victim = {"command": running, "agent here": three.agents[0].process}
+    victim.get(who, three.agents[1].process).kill()
+    until(lambda: len(_programs(three)) == 1, deadline_s=LONG, what="only the application")
+    _, told = running.communicate(timeout=LONG)
+    if who != "command":
+        assert running.returncode == 125
+        assert ("agent went away" in told) == (who == "agent here"), told
+        assert ("node b went away" in told) == (who == "agent there"), told
+    for number in (0, 1):
+        if three.agents[number].process.poll() is not None:
+            three.agents[number] = three.serve(number)
+
+
+def test_files_are_put_from_afar(three: Three, tmp_path: Path) -> None:
+    start(three.nodes[1], name="web", shell=APP)
+    data = three.nodes[1].paths.instance_lib(three.nodes[1].get("web").instance) / "data"
+    source = tmp_path / "source"
+    source.write_bytes(os.urandom(20_000_000))
+    source.chmod(0o640)
+    for number, words in enumerate((("put", "web"), ("put", "b/web"), ("--on", "b", "put", "web"))):
+        placed = three.ok(0, *words, str(source), f"copy{number}")
+        assert placed["size_bytes"] == 20_000_000
+        copy = data / f"copy{number}"
+        assert copy.read_bytes() == source.read_bytes()
+        assert copy.stat().st_mode & 0o777 == 0o640
+    for path, code, told in (("no/x", 3, "no/x"), ("../x", 2, "../x"), ("copy0/x", 3, "copy0")):
+        refused = three.command(0, "put", "web", str(source), path)
+        assert (refused.returncode, told in refused.stderr) == (code, True), refused.stderr
+    # One that is broken off puts nothing.
+    head = f"PUT /v1/instances/web/file?path=half HTTP/1.1\r\nHost: x\r\nContent-Length: {1 << 20}"
+    with socket.socket(socket.AF_UNIX) as sock:
+        directory = os.open(three.agents[0].socket.parent, os.O_PATH)
+        sock.connect(f"/proc/self/fd/{directory}/{three.agents[0].socket.name}")
+        os.close(directory)
+        sock.sendall(head.encode() + b"\r\n\r\n" + bytes(1 << 19))
+        time.sleep(scale.seconds(0.5))
+    until(lambda: _streams(three.agents[1]) == 0, deadline_s=LONG, what="nothing is received")
+    assert sorted(path.name for path in data.iterdir()) == ["copy0", "copy1", "copy2"]
+
+
+def _streams(agent: Agent) -> float:
+    text = agent.request("GET", "/metrics")[2].decode()
+    line = next(x for x in text.splitlines() if x.startswith("nativert_agent_streams "))
+    return float(line.split()[1])
+
+
+def _closed() -> int:
+    """Return the writing end of a pipe that nobody reads."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    return writing
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from typing import Any, TypeVar
 
 import msgspec
@@ -12,6 +13,7 @@ from nativert.agent import faults
 from nativert.agent.api.core import Core
 from nativert.errors import Code, NativertError
 from nativert.fdu.known import known
+from nativert.runtime.data import CHUNK_BYTES
 
 CORE = web.AppKey("core", Core)
 NDJSON = "application/x-ndjson"
@@ -58,6 +60,29 @@ async def body(request: web.Request, kind: type[_T]) -> _T:
         return msgspec.json.decode(data or b"{}", type=known(kind))
     except msgspec.DecodeError as e:
         raise NativertError(f"body: {e}", code=Code.USAGE) from None
+
+
+async def pieces(request: web.Request) -> AsyncIterator[bytes]:
+    """Yield a body as it comes.
+
+    NativertError(TIMEOUT) where nothing comes for the client's time, ConnectionResetError where it
+    ends before its length.
+    """
+    timeout_s = request.app[CORE].config.api.client_timeout_s
+    size = 0
+    while True:
+        try:
+            piece = await asyncio.wait_for(request.content.read(CHUNK_BYTES), timeout_s)
+        except TimeoutError:
+            raise NativertError(
+                f"nothing of the body arrived for {timeout_s:g} s", code=Code.TIMEOUT
+            ) from None
+        if not piece:
+            break
+        size += len(piece)
+        yield piece
+    if request.content_length not in (None, size):
+        raise ConnectionResetError("the client went away before the end of the file")
 
 
 def gone(request: web.Request) -> bool:

@@ -9,10 +9,9 @@ from functools import partial
 import msgspec
 from aiohttp import web
 
-from nativert.agent.api.answers import CORE, NDJSON, Stream, gone, ok, query
+from nativert.agent.api.answers import CORE, NDJSON, Stream, gone, ok, pieces, query
 from nativert.agent.api.messages import Place, Placed
-from nativert.errors import Code, NativertError
-from nativert.runtime.data import CHUNK_BYTES
+from nativert.errors import NativertError
 from nativert.runtime.views import Entry
 
 # How many lines are sent at once.
@@ -29,8 +28,8 @@ async def ls(request: web.Request) -> web.StreamResponse:
 async def get(request: web.Request) -> web.StreamResponse:
     """Send a file."""
     asked = query(request, Place)
-    pieces = request.app[CORE].node.read_file(request.match_info["ref"], asked.path)
-    return await _send(request, pieces, content_type="application/octet-stream")
+    wanted = request.app[CORE].node.read_file(request.match_info["ref"], asked.path)
+    return await _send(request, wanted, content_type="application/octet-stream")
 
 
 async def put(request: web.Request) -> web.Response:
@@ -38,27 +37,19 @@ async def put(request: web.Request) -> web.Response:
     asked = query(request, Placed)
     core = request.app[CORE]
     loop = asyncio.get_running_loop()
-    timeout_s = core.config.api.client_timeout_s
+    coming = pieces(request)
     over = False
 
     async def receive() -> bytes:
-        try:
-            return await asyncio.wait_for(request.content.read(CHUNK_BYTES), timeout_s)
-        except TimeoutError:
-            raise NativertError(
-                f"nothing of the body arrived for {timeout_s:g} s", code=Code.TIMEOUT
-            ) from None
+        return await anext(coming, b"")
 
-    def pieces() -> Iterator[bytes]:
-        size = 0
+    def received() -> Iterator[bytes]:
         while not over:
             piece = asyncio.run_coroutine_threadsafe(receive(), loop).result()
             if not piece:
-                break
-            size += len(piece)
+                return
             yield piece
-        if over or request.content_length not in (None, size):
-            raise ConnectionResetError("the client went away before the end of the file")
+        raise ConnectionResetError("the client went away before the end of the file")
 
     with core.stream():
         try:
@@ -67,7 +58,7 @@ async def put(request: web.Request) -> web.Response:
                     core.node.write_file,
                     request.match_info["ref"],
                     asked.path,
-                    pieces(),
+                    received(),
                     mode=int(asked.mode, 8),
                 )
             )
@@ -77,7 +68,7 @@ async def put(request: web.Request) -> web.Response:
 
 
 async def _send(
-    request: web.Request, pieces: Iterable[bytes], *, content_type: str
+    request: web.Request, wanted: Iterable[bytes], *, content_type: str
 ) -> web.StreamResponse:
     core = request.app[CORE]
     loop = asyncio.get_running_loop()
@@ -92,7 +83,7 @@ async def _send(
         await stream.write(piece)
 
     def relay() -> None:
-        for piece in pieces:
+        for piece in wanted:
             if over or gone(request):
                 return
             # The thread waits for the client: what it has not read is not held in memory.

@@ -1,9 +1,10 @@
 """exec over a WebSocket: a program inside an instance, its streams or its terminal.
 
-The client begins with `messages.Program` as a text message. Then binary messages: to the program
-its stdin, from it one byte 1 or 2 (stdout, stderr) and the bytes; text messages
-``{"resize": [rows, columns]}`` and ``{"eof": true}`` to it. The last message is
-``{"exit_code": n}`` or ``{"error": ...}``. A client that leaves ends the program.
+The client begins with `messages.Program` as a text message. Once the program runs it is told
+``{"started": true}``. Then binary messages: to the program its stdin, from it one byte 1 or 2
+(stdout, stderr) and the bytes; text messages ``{"resize": [rows, columns]}`` and ``{"eof": true}``
+to it. The last message is ``{"exit_code": n}`` or ``{"error": ...}``. A client that leaves ends
+the program.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import os
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
+from typing import Any
+from urllib.parse import quote
 
 import msgspec
 from aiohttp import WSMsgType, web
@@ -22,6 +25,7 @@ from nativert.agent.api import elsewhere
 from nativert.agent.api.answers import CORE
 from nativert.agent.api.core import Core
 from nativert.agent.api.messages import Program
+from nativert.agent.api.passing import relay
 from nativert.errors import Code, NativertError, UnknownInstanceError
 from nativert.fdu.known import known
 from nativert.runtime.execute import ExecSession
@@ -36,39 +40,46 @@ class _Control(msgspec.Struct, forbid_unknown_fields=True):
 
 
 async def exec_(request: web.Request) -> web.StreamResponse:
-    """Serve one session."""
+    """Serve one session, or have the node serve it that has the instance."""
     core = request.app[CORE]
     limits = core.config.api
     with core.stream():
+        # On the Unix socket the kernel tells at once of a client that has died; one that just
+        # does not read, as in front of a pager, is waited for.
+        local = request.transport is None or not request.transport.get_extra_info("peername")
         socket = web.WebSocketResponse(
-            max_msg_size=limits.max_body_bytes, heartbeat=limits.client_timeout_s
+            max_msg_size=limits.max_body_bytes,
+            heartbeat=None if local else limits.client_timeout_s,
         )
         await socket.prepare(request)
         try:
-            told: dict[str, object] = {
-                "exit_code": await _serve(core, socket, request.match_info["ref"])
-            }
+            told = await _carry_out(request, socket)
         except (NativertError, OSError) as e:
             error = faults.known(e)
             assert error is not None
-            if isinstance(error, UnknownInstanceError):
-                error = await _where(core, error)
             told = {"error": faults.encode(error)}
         if not socket.closed:
-            await socket.send_str(msgspec.json.encode(told).decode())
+            if told is not None:
+                await socket.send_str(msgspec.json.encode(told).decode())
             await socket.close()
         return socket
 
 
-async def _where(core: Core, unknown: UnknownInstanceError) -> NativertError:
-    """Return what to tell of an instance that is not here: perhaps on which node it is."""
-    if core.nodes is None:
-        return unknown
-    try:
-        owner = await core.others.call(partial(core.nodes.owner, unknown.instance))
-    except NativertError as e:
-        return e
-    return elsewhere.refusal(core, owner.node)
+async def _carry_out(request: web.Request, socket: web.WebSocketResponse) -> Any:
+    """Return what to tell at the end; None where another node has told it."""
+    core = request.app[CORE]
+    node, ref = await elsewhere.meant(request)
+    assert ref is not None  # by the route
+    if node is None:
+        try:
+            await core.ask(partial(core.uuid, ref))
+        except UnknownInstanceError as e:
+            node, ref = await elsewhere.owner(core, e)
+    if node is not None and node != core.context.identity.id:
+        target = elsewhere.EXEC.replace("{ref}", quote(ref, safe=""))
+        await relay(core, socket, node, target)
+        return None
+    return {"exit_code": await _serve(core, socket, ref)}
 
 
 async def _serve(core: Core, socket: web.WebSocketResponse, ref: str) -> int:
@@ -133,6 +144,7 @@ async def _attend(
     stdin: int,
     outputs: list[tuple[int, int]],
 ) -> int:
+    await socket.send_str('{"started":true}')
     end = asyncio.ensure_future(core.streaming.call(session.wait))
     shows = [asyncio.ensure_future(_show(socket, number, fd, end)) for number, fd in outputs]
     typed = asyncio.ensure_future(_type(socket, session, stdin))

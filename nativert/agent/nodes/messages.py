@@ -1,7 +1,8 @@
 """What agents say to each other about instances and requests; migrations have words of their own.
 
 The answer to a `Request` has several parts: `HEAD` with a `Head` in JSON, `DATA` with bytes of the
-body, and `END`. Without `END` it was broken off.
+body, and `END`. Without `END` it was broken off. The answer to a `Talk` is what its WebSocket says:
+`TEXT` and `DATA` messages, and `END`. Where the sender gives `Piece`s, `READY` comes first.
 """
 
 from __future__ import annotations
@@ -12,11 +13,15 @@ import msgspec
 
 from nativert.errors import Code, NativertError
 
+READY: Final = b"R"
 HEAD: Final = b"H"
+TEXT: Final = b"T"
 DATA: Final = b"D"
 END: Final = b"E"
 # As many parts of one answer may be under way.
 WINDOW: Final = 64
+# As many bytes of a body are in one part at most.
+CHUNK: Final = 65536
 
 
 class _Question(msgspec.Struct, frozen=True, kw_only=True, tag=str.lower):
@@ -40,7 +45,7 @@ class Holds(_Question, frozen=True, kw_only=True):
 
 
 class Request(_Question, frozen=True, kw_only=True):
-    """Carry out a request to your API, for the node *sender*."""
+    """Carry out a request to your API, for the node *sender*; a body that is `given` follows."""
 
     id: str
     sender: str
@@ -48,6 +53,28 @@ class Request(_Question, frozen=True, kw_only=True):
     target: str
     accept: str = ""
     body: bytes = b""
+    given: bool = False
+
+
+class Talk(_Question, frozen=True, kw_only=True):
+    """Open a WebSocket of your API, for the node *sender*; its messages follow."""
+
+    id: str
+    sender: str
+    target: str
+
+
+class Piece(_Question, frozen=True, kw_only=True):
+    """The next of a given body, or message of a WebSocket; they count from 1.
+
+    The answer, as soon as there is room, is whether it was taken: not if nothing more is wanted.
+    """
+
+    id: str
+    number: int
+    data: bytes = b""
+    text: bool = False
+    last: bool = False
 
 
 class Taken(_Question, frozen=True, kw_only=True):
@@ -66,7 +93,7 @@ class Dropped(_Question, frozen=True, kw_only=True):
     id: str
 
 
-Question = About | Find | Holds | Request | Taken | Dropped
+Question = About | Find | Holds | Request | Talk | Piece | Taken | Dropped
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-import uuid
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn, TypeVar
 
@@ -21,7 +20,6 @@ from nativert.agent.nodes.messages import (
     Found,
     Holding,
     Holds,
-    Request,
     Summary,
     Taken,
 )
@@ -233,27 +231,18 @@ class Nodes:
     def send(
         self,
         node: str,
-        method: str,
-        target: str,
+        question: messages.Question,
         *,
-        accept: str = "",
-        body: bytes = b"",
         took: Callable[[str, bytes], None],
         over: Callable[[], None],
-    ) -> str:
-        """Have a node, or `EVERYBODY`, carry out a request to its API; return the request's id.
+    ) -> None:
+        """Ask a node what may take long; NativertError NETWORK.
 
         *took* gets the node and each part of the answer as `messages` has them, *over* is
         called at the end. Both must not block.
         """
-        id_ = str(uuid.uuid4())
-        request = Request(
-            id=id_, sender=self.id, method=method, target=target, accept=accept, body=body
-        )
-        self._to().send(
-            node, msgspec.json.encode(request), timeout_s=_LONGEST_S, took=took, over=over
-        )
-        return id_
+        data = msgspec.json.encode(question)
+        self._to().send(node, data, timeout_s=_LONGEST_S, took=took, over=over)
 
     def taken(self, node: str, id_: str, parts: int) -> bool:
         """Say that an answer is still wanted; return whether its node still works at it."""

@@ -8,16 +8,15 @@ has not said for a while that it does.
 from __future__ import annotations
 
 import http.client
-import socket
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Iterator
 from typing import Final
 
 import msgspec
 
 from nativert.agent.nodes import messages
+from nativert.agent.nodes.carried import Carried, Reply
 from nativert.agent.nodes.messages import (
     About,
     Dropped,
@@ -26,10 +25,13 @@ from nativert.agent.nodes.messages import (
     Head,
     Holding,
     Holds,
+    Piece,
     Request,
     Summary,
     Taken,
+    Talk,
 )
+from nativert.agent.nodes.talking import talk
 from nativert.agent.wire import Connection
 from nativert.errors import Code, NativertError, UnknownInstanceError
 from nativert.runtime.context import Context
@@ -39,49 +41,8 @@ from nativert.store.rows import Row
 
 # Who asks for another node names itself in this header: such a request goes no further.
 SENDER: Final = "Nativert-Sender"
-_CHUNK: Final = 65536
 _LOOK_S: Final = 2.0
 _SILENCE_S: Final = 15.0
-Reply = Callable[[bytes], None]
-
-
-class _Carried:
-    """A request under way; `drop` ends it from another thread."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-        self._changed = threading.Condition()
-        self._sent = 0
-        self._taken = 0
-        self.heard = time.monotonic()
-        self.dropped = False
-
-    def taken(self, parts: int) -> None:
-        """Note that its sender is there, and how much of the answer has arrived."""
-        with self._changed:
-            self.heard = time.monotonic()
-            self._taken = max(self._taken, parts)
-            self._changed.notify_all()
-
-    def send(self, reply: Reply, part: bytes) -> None:
-        """Send a part, as soon as there is room; ConnectionError when it is dropped."""
-        with self._changed:
-            self._changed.wait_for(
-                lambda: self.dropped or self._sent - self._taken < messages.WINDOW
-            )
-            if self.dropped:
-                raise ConnectionResetError("nobody wants the answer any more")
-            self._sent += 1
-        reply(part)
-
-    def drop(self) -> None:
-        """Give it up: the API sees its client leave."""
-        with self._changed:
-            self.dropped = True
-            self._changed.notify_all()
-        if self._connection.sock is not None:
-            with suppress(OSError):
-                self._connection.sock.shutdown(socket.SHUT_RDWR)
 
 
 class Serving:
@@ -91,7 +52,7 @@ class Serving:
         self._context = context
         self._addresses = addresses
         self._mutex = threading.Lock()
-        self._carried: dict[str, _Carried] = {}
+        self._carried: dict[str, Carried] = {}
         self._closed = threading.Event()
         threading.Thread(target=self._watch, name="requests", daemon=True).start()
 
@@ -120,8 +81,12 @@ class Serving:
                 reply(msgspec.json.encode(self._find(ref)))
             case Holds(instance=instance):
                 reply(msgspec.json.encode(self._holds(instance)))
-            case Request() as request:
+            case Request() | Talk() as request:
                 self._carry(request, reply)
+            case Piece(id=id_) as piece:
+                carried = self._carried.get(id_)
+                took = carried is not None and carried.give(piece)
+                reply(msgspec.json.encode(took))
             case Taken(id=id_, parts=parts):
                 carried = self._carried.get(id_)
                 if carried is not None:
@@ -156,35 +121,24 @@ class Serving:
             return Holding(here=False, given=fence.peer if fence is not None and away else "")
         return Holding(here=True, addresses=tuple(each.address for each in row.interfaces))
 
-    def _carry(self, request: Request, reply: Reply) -> None:
+    def _carry(self, request: Request | Talk, reply: Reply) -> None:
         connection = Connection(self._context.paths.api_socket)
-        carried = _Carried(connection)
+        carried = Carried(reply, connection)
         with self._mutex:
             self._carried[request.id] = carried
         try:
-            connection.connect()
-            headers = {SENDER: request.sender}
-            if request.accept:
-                headers["Accept"] = request.accept
-            if request.body:
-                headers["Content-Type"] = "application/json"
-            connection.request(request.method, request.target, request.body or None, headers)
-            response = connection.getresponse()
-            form = response.headers.get("Content-Type", "")
-            head = Head(status=response.status, form=form)
-            carried.send(reply, messages.HEAD + msgspec.json.encode(head))
-            while data := response.read1(_CHUNK):
-                carried.send(reply, messages.DATA + data)
-            carried.send(reply, messages.END)
+            if isinstance(request, Talk):
+                talk(connection, request.target, {SENDER: request.sender}, carried)
+            else:
+                _ask(connection, request, carried)
         except (OSError, http.client.HTTPException) as e:
             # Its sender knows by the missing end that it was broken off.
             if not carried.dropped:
-                raise NativertError(
-                    f"{request.method} {request.target}: {e}", code=Code.NO_AGENT
-                ) from None
+                raise NativertError(f"{request.target}: {e}", code=Code.NO_AGENT) from None
         finally:
             with self._mutex:
                 self._carried.pop(request.id, None)
+            carried.finish()
             connection.close()
 
     def _watch(self) -> None:
@@ -195,6 +149,36 @@ class Serving:
                 forgotten = [each for each in self._carried.values() if each.heard < since]
             for each in forgotten:
                 each.drop()
+
+
+def _ask(connection: Connection, request: Request, carried: Carried) -> None:
+    connection.connect()
+    headers = {SENDER: request.sender}
+    if request.accept:
+        headers["Accept"] = request.accept
+    if request.given:
+        carried.send(messages.READY)
+        connection.put(request.target, headers, _body(carried))
+    else:
+        if request.body:
+            headers["Content-Type"] = "application/json"
+        connection.request(request.method, request.target, request.body or None, headers)
+    response = connection.getresponse()
+    carried.finish()
+    head = Head(status=response.status, form=response.headers.get("Content-Type", ""))
+    carried.send(messages.HEAD + msgspec.json.encode(head))
+    while data := response.read1(messages.CHUNK):
+        carried.send(messages.DATA + data)
+    carried.send(messages.END)
+
+
+def _body(carried: Carried) -> Iterator[bytes]:
+    while (piece := carried.next()) is not None:
+        if piece.last:
+            return
+        yield piece.data
+    # Without its end it must not be taken for the whole.
+    raise ConnectionResetError("the sender went away before the end of the body")
 
 
 def _found(row: Row, *, exact: bool) -> Found:

@@ -7,7 +7,7 @@ import pytest
 
 from nativert.agent.nodes import known, messages
 from nativert.agent.nodes.known import Known
-from nativert.agent.nodes.messages import Find, Request, Summary
+from nativert.agent.nodes.messages import Find, Piece, Request, Summary, Talk
 from nativert.errors import Code, NativertError
 
 
@@ -47,6 +47,8 @@ def test_a_question_survives_the_wire_and_what_is_none_is_refused() -> None:
     for question in (
         Find(ref="web"),
         Request(id="1", sender="a", method="POST", target="/v1/gc", body=b"{}\xff"),
+        Talk(id="1", sender="a", target="/v1/instances/web/exec"),
+        Piece(id="1", number=1, data=b"\x00\xff"),
     ):
         assert messages.decode(msgspec.json.encode(question)) == question
     for data in (b"", b"{}", b'{"type": "find"}', b'{"type": "other"}', b"\xff"):
