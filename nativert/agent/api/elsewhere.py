@@ -11,7 +11,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import unquote
 
 import msgspec
@@ -24,12 +24,14 @@ from nativert.agent.api.messages import Everywhere, KnownNode
 from nativert.agent.api.passage import Passage, others
 from nativert.agent.api.passing import pass_on
 from nativert.agent.nodes.messages import Summary
-from nativert.agent.nodes.reaching import Owner
 from nativert.agent.nodes.serving import SENDER
 from nativert.agent.wire import NODE
 from nativert.errors import NativertError, UnknownInstanceError
 from nativert.fdu.known import known
 from nativert.runtime.views import Instance
+
+if TYPE_CHECKING:
+    from nativert.agent.nodes.reaching import Owner
 
 EXEC: Final = "/v1/instances/{ref}/exec"
 _LIST: Final = "/v1/instances"
