@@ -12,11 +12,10 @@ from threading import Thread
 from typing import Final
 
 import msgspec
-from websockets.exceptions import ConnectionClosed
 
 from nativert.agent import faults
-from nativert.agent.websocket import websocket
-from nativert.agent.wire import Connection, Wire, lost
+from nativert.agent.websocket import WebSocket
+from nativert.agent.wire import LOOK_S, Wire, lost
 from nativert.errors import Code, NativertError
 
 _CHUNK: Final = 65536
@@ -34,19 +33,16 @@ class RemoteSession:
     ) -> None:
         self.master: int | None = None
         self._held = ExitStack()
-        self._connection = Connection(wire.path)
+        self._wire = wire
         self._size: tuple[int, int] | None = None
         self._closing = False
         with ExitStack() as opening:
-            opening.callback(self._connection.close)
             try:
-                self._socket = opening.enter_context(
-                    websocket(self._connection, target, wire.headers)
-                )
+                self._socket = opening.enter_context(WebSocket(wire.path, target, wire.headers))
                 self._socket.send(_text(program))
-                self._told(self._socket.recv())
-            except (OSError, ConnectionClosed):
+            except OSError:
                 raise lost() from None
+            self._told(self._next())
             if program["tty"]:
                 ours, theirs = socket.socketpair()
                 opening.callback(theirs.close)
@@ -65,19 +61,29 @@ class RemoteSession:
     def wait(self) -> int:
         """Show what the program writes until its end; return its exit code, 128+n on signal n."""
         try:
-            for message in self._socket:
+            while True:
+                message = self._next()
                 if isinstance(message, str):
                     code = self._told(message)
                     if code is not None:
                         return code
-                elif message:
+                else:
                     _write(self._stdio[message[0]], message[1:])
         except BrokenPipeError:
             # Nobody reads it: as for a program that writes into a pipe itself.
             return 128 + signal.SIGPIPE
-        except (OSError, ConnectionClosed, IndexError):
-            pass
-        raise lost()
+
+    def _next(self) -> str | bytes:
+        """Return the next message; it may take as long as the agent says nothing and answers."""
+        while True:
+            try:
+                message = self._socket.receive(LOOK_S)
+            except TimeoutError:
+                self._wire.look()
+                continue
+            if not message:
+                raise lost()
+            return message
 
     def resize(self, rows: int, columns: int) -> None:
         """Tell the terminal its size."""
@@ -91,12 +97,9 @@ class RemoteSession:
             return
         self._closing = True
         os.eventfd_write(self._wake, 1)
-        if self._connection.sock is not None:
-            with suppress(OSError):
-                self._connection.sock.shutdown(socket.SHUT_RDWR)
+        self._socket.abort()
         self._typing.join()
-        with suppress(OSError):
-            self._held.close()
+        self._held.close()
         if self.master is not None:
             os.close(self.master)
             self.master = None
@@ -119,7 +122,7 @@ class RemoteSession:
         poll = select.poll()
         poll.register(stdin, select.POLLIN)
         poll.register(self._wake, select.POLLIN)
-        with suppress(OSError, ConnectionClosed):
+        with suppress(OSError):
             while True:
                 ready = dict(poll.poll())
                 if self._closing:
@@ -153,4 +156,8 @@ def _read(fd: int) -> bytes:
 def _write(fd: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
-        view = view[os.write(fd, view) :]
+        try:
+            view = view[os.write(fd, view) :]
+        except BlockingIOError:
+            # Whoever shares it with us has made it so.
+            select.select([], [fd], [])

@@ -13,7 +13,7 @@ import socket
 import threading
 import time
 from collections.abc import Generator, Iterable, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, Final, TypeVar
 from urllib.parse import quote
@@ -34,7 +34,7 @@ _CHUNK: Final = 65536
 _PATIENCE_S: Final = 30.0
 # An answer may take as long as what was asked for: every so often the agent is asked whether it
 # still answers at all.
-_LOOK_S: Final = 10.0
+LOOK_S: Final = 10.0
 
 
 class LostError(NativertError):
@@ -83,6 +83,12 @@ class Connection(http.client.HTTPConnection):
         finally:
             os.close(directory)
         self.sock = sock
+
+    def abort(self) -> None:
+        """Break it off; any thread may call, and who waits goes on."""
+        if self.sock is not None:
+            with suppress(OSError):
+                self.sock.shutdown(socket.SHUT_RDWR)
 
     def put(self, target: str, headers: Mapping[str, str], pieces: Iterable[bytes]) -> None:
         """Send head and body of a PUT, or as much of it as is wanted before it is refused."""
@@ -228,9 +234,13 @@ class Wire:
     def _await(self, connection: Connection) -> None:
         poll = select.poll()
         poll.register(connection.sock, select.POLLIN)
-        while not poll.poll(_LOOK_S * 1000):
-            if not self._answers():
-                raise _silent()
+        while not poll.poll(LOOK_S * 1000):
+            self.look()
+
+    def look(self) -> None:
+        """Raise NativertError TIMEOUT unless the agent answers at all."""
+        if not self._answers():
+            raise _silent()
 
     def _answers(self) -> bool:
         """Tell whether the agent answers what needs nothing but its loop."""

@@ -225,6 +225,21 @@ def test_a_program_runs_inside_from_afar(three: Three, tmp_path: Path) -> None:
     )
     assert (copied.returncode, copied.stderr) == (0, b"")
     assert copied.stdout == data
+    # A program that takes its time to read does not keep its output back.
+    source = tmp_path / "source"
+    source.write_bytes(data)
+    for script, wanted in (
+        ("cat", data),
+        ("seq 300000; wc -c", b"".join(b"%d\n" % n for n in range(1, 300_001)) + b"20000000\n"),
+        ("exit 3", b""),
+    ):
+        with source.open("rb") as stdin:
+            words = ("exec", "-i", "web", "--", "/bin/sh", "-c", script)
+            copied = subprocess.run(
+                [*CLI, *words], env=environment, stdin=stdin, capture_output=True, timeout=LONG
+            )
+        assert (copied.returncode, copied.stderr) == (3 if script == "exit 3" else 0, b"")
+        assert copied.stdout == wanted
     # Nobody reads: the program ends as one that writes into a closed pipe.
     ended = subprocess.run(
         [*CLI, "exec", "web", "--", "yes"], env=environment, stdout=_closed(), timeout=LONG
@@ -285,15 +300,38 @@ def _programs(three: Three) -> list[int]:
     return three.nodes[1]._context.driver.open(f"i-{uuid}").pids()
 
 
-@pytest.mark.parametrize("who", ["command", "agent here", "agent there"])
-def test_a_program_inside_ends_with_whoever_is_between(three: Three, who: str) -> None:
+def test_who_reads_slowly_reads_all(three: Three) -> None:
     start(three.nodes[1], name="web", shell=APP)
     environment = os.environ | {"NATIVERT_ROOT": str(three.roots[0])}
-    running = subprocess.Popen(
-        [*CLI, "exec", "web", "--", "sleep", "100"],
-        env=environment, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    script = "seq 300000; exit 5"
+    with subprocess.Popen(
+        [*CLI, "exec", "web", "--", "/bin/sh", "-c", script],
+        env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as running:  # fmt: skip
+        # As in front of a pager: longer than a WebSocket is waited for elsewhere.
+        time.sleep(12)
+        shown, told = running.communicate(timeout=LONG)
+    assert (running.returncode, told) == (5, "")
+    assert shown == "".join(f"{n}\n" for n in range(1, 300_001))
+
+
+@pytest.mark.parametrize("backlog", [False, True])
+@pytest.mark.parametrize("who", ["command", "agent here", "agent there"])
+def test_a_program_inside_ends_with_whoever_is_between(
+    three: Three, who: str, backlog: bool, tmp_path: Path
+) -> None:
+    start(three.nodes[1], name="web", shell=APP)
+    environment = os.environ | {"NATIVERT_ROOT": str(three.roots[0])}
+    # With a backlog nobody reads from whom the news of an end would come.
+    source = tmp_path / "source"
+    source.write_bytes(bytes(5_000_000 if backlog else 0))
+    with source.open("rb") as stdin:
+        running = subprocess.Popen(
+            [*CLI, "exec", "-i", "web", "--", "sleep", "100"],
+            env=environment, stdin=stdin, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
     until(lambda: len(_programs(three)) == 2, deadline_s=LONG, what="the program")
+    time.sleep(scale.seconds(0.5))
     victim = {"command": running, "agent here": three.agents[0].process}
     victim.get(who, three.agents[1].process).kill()
     until(lambda: len(_programs(three)) == 1, deadline_s=LONG, what="only the application")

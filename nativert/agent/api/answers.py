@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import select
 from collections.abc import AsyncIterator
 from typing import Any, TypeVar
 
@@ -18,6 +19,7 @@ from nativert.runtime.data import CHUNK_BYTES
 CORE = web.AppKey("core", Core)
 NDJSON = "application/x-ndjson"
 _T = TypeVar("_T")
+_LOOK_S = 2.0
 
 
 def ok(value: object, *, status: int = 200) -> web.Response:
@@ -88,6 +90,17 @@ async def pieces(request: web.Request) -> AsyncIterator[bytes]:
 def gone(request: web.Request) -> bool:
     """Tell whether the client of a request has closed its connection."""
     return request.transport is None or request.transport.is_closing()
+
+
+async def departure(request: web.Request) -> None:
+    """Return when the client of a request has closed its side, also while nothing of it is read."""
+    transport = request.transport
+    while transport is not None and not transport.is_closing():
+        poll = select.poll()
+        poll.register(transport.get_extra_info("socket"), select.POLLRDHUP)
+        if poll.poll(0):
+            return
+        await asyncio.sleep(_LOOK_S)
 
 
 class Stream:

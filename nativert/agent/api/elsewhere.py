@@ -63,11 +63,22 @@ async def meant(request: web.Request) -> Meant:
     return Meant(await core.others.call(partial(others(core).resolve, node)), ref)
 
 
-async def owner(core: Core, unknown: UnknownInstanceError) -> Owner:
-    """Return where the instance is that is not here; raises *unknown* if it is nowhere."""
+async def _owner(core: Core, unknown: UnknownInstanceError) -> Owner:
     if core.nodes is None:
         raise unknown
     return await core.others.call(partial(core.nodes.owner, unknown.instance))
+
+
+async def found(request: web.Request) -> Meant:
+    """Return on which node the instance of a request is, before more of the request is read."""
+    core = request.app[CORE]
+    node, ref = await meant(request)
+    if node is None and ref is not None:
+        try:
+            await core.ask(partial(core.uuid, ref))
+        except UnknownInstanceError as e:
+            return Meant(*await _owner(core, e))
+    return Meant(node or core.context.identity.id, ref)
 
 
 @web.middleware
@@ -77,7 +88,8 @@ async def passed_on(request: web.Request, handler: _Handler) -> web.StreamRespon
     if resource is None or resource.canonical == EXEC:
         return await handler(request)  # A session looks for itself, and tells in its own way.
     core = request.app[CORE]
-    node, ref = await meant(request)
+    # A body is given once: where it goes must not turn out later.
+    node, ref = await (found(request) if request.method == "PUT" else meant(request))
     if node is not None and node != core.context.identity.id:
         return await pass_on(request, node, ref)
     if ref is not None:
@@ -87,7 +99,7 @@ async def passed_on(request: web.Request, handler: _Handler) -> web.StreamRespon
     except UnknownInstanceError as e:
         if node is not None or e.instance != ref:
             raise
-        return await pass_on(request, *await owner(core, e))
+        return await pass_on(request, *await _owner(core, e))
 
 
 async def nodes(request: web.Request) -> web.Response:

@@ -111,7 +111,10 @@ class Passage:
         await self._next(messages.READY)
 
     async def give(self, data: bytes = b"", *, text: bool = False, last: bool = False) -> bool:
-        """Give the next of a body, or a message, once there is room; False if none is wanted."""
+        """Give the next of a body, or a message, once there is room; False if none is wanted.
+
+        NativertError NO_AGENT where the node does not say.
+        """
         self._given += 1
         piece = Piece(id=self._question.id, number=self._given, data=data, text=text, last=last)
         answer: asyncio.Future[bytes] = self._loop.create_future()
@@ -127,10 +130,12 @@ class Passage:
         # Without a thread: it may take as long as a program inside reads nothing.
         send = partial(
             self._nodes.send, self._node, piece,
-            took=lambda _, part: told(part), over=lambda: told(b"false"),
+            took=lambda _, part: told(part), over=lambda: told(b""),
         )  # fmt: skip
         await self._core.others.call(send)
-        return await answer == b"true"
+        if not (said := await answer):
+            raise self._lost()
+        return said == b"true"
 
     async def head(self) -> Head:
         """Return how the answer begins."""
@@ -155,11 +160,7 @@ class Passage:
         part = await self._parts.get()
         if part is None:
             self._ended = True
-            raise NativertError(
-                f"node {self._nodes.name(self._node)} went away before it had answered",
-                code=Code.NO_AGENT,
-                hint="nativert node ls tells which nodes are there",
-            )
+            raise self._lost()
         self._taken += 1
         if self._taken % _BEAT_PARTS == 0:
             self._due.set()
@@ -168,6 +169,13 @@ class Passage:
         if not self._ended and kind not in wanted:
             raise NativertError(f"node {self._node}: not an answer of an agent: {part[:80]!r}")
         return kind, data
+
+    def _lost(self) -> NativertError:
+        return NativertError(
+            f"node {self._nodes.name(self._node)} went away before it had answered",
+            code=Code.NO_AGENT,
+            hint="nativert node ls tells which nodes are there",
+        )
 
     async def _beat(self) -> None:
         missed = 0

@@ -7,9 +7,9 @@ from urllib.parse import quote
 
 from aiohttp import WSMsgType, web
 
-from nativert.agent.api.answers import CORE, Stream, pieces
-from nativert.agent.api.core import Core
+from nativert.agent.api.answers import CORE, Stream, departure, pieces
 from nativert.agent.api.passage import Passage
+from nativert.agent.nodes.messages import CHUNK
 from nativert.errors import NativertError
 
 
@@ -62,22 +62,25 @@ async def _answer(request: web.Request, passage: Passage) -> web.StreamResponse:
     return await stream.end()
 
 
-async def relay(core: Core, socket: web.WebSocketResponse, node: str, target: str) -> None:
+async def relay(
+    request: web.Request, socket: web.WebSocketResponse, node: str, target: str
+) -> None:
     """Hand a client's messages on to *target* of *node*'s API, and what it says back."""
-    async with Passage.talk(core, node, target) as passage:
+    async with Passage.talk(request.app[CORE], node, target) as passage:
         await passage.ready()
         giving = asyncio.ensure_future(_say(socket, passage))
         hearing = asyncio.ensure_future(_hear(socket, passage))
+        left = asyncio.ensure_future(departure(request))
         try:
-            await asyncio.wait((giving, hearing), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((giving, hearing, left), return_when=asyncio.FIRST_COMPLETED)
             # Where nothing more is wanted, what is on its way still counts.
-            if not hearing.done() and not giving.result():
+            if not hearing.done() and (left.done() or not giving.result()):
                 raise ConnectionResetError("the client went away")
             await hearing
         finally:
-            giving.cancel()
-            hearing.cancel()
-            await asyncio.gather(giving, hearing, return_exceptions=True)
+            for task in (giving, hearing, left):
+                task.cancel()
+            await asyncio.gather(giving, hearing, left, return_exceptions=True)
 
 
 async def _say(socket: web.WebSocketResponse, passage: Passage) -> bool:
@@ -85,13 +88,19 @@ async def _say(socket: web.WebSocketResponse, passage: Passage) -> bool:
     async for message in socket:
         if message.type is WSMsgType.TEXT:
             wanted = await passage.give(message.data.encode(), text=True)
-        elif message.type is WSMsgType.BINARY:
-            wanted = await passage.give(message.data)
         else:
-            continue
+            wanted = await _in_pieces(message.data, passage)
         if not wanted:
             return True
     return False
+
+
+async def _in_pieces(data: bytes, passage: Passage) -> bool:
+    # The other node may take shorter messages than this one.
+    for at in range(0, len(data), CHUNK):
+        if not await passage.give(data[at : at + CHUNK]):
+            return False
+    return True
 
 
 async def _hear(socket: web.WebSocketResponse, passage: Passage) -> None:

@@ -13,7 +13,6 @@ import asyncio
 import os
 from collections.abc import Callable
 from contextlib import ExitStack
-from functools import partial
 from typing import Any
 from urllib.parse import quote
 
@@ -22,15 +21,15 @@ from aiohttp import WSMsgType, web
 
 from nativert.agent import faults
 from nativert.agent.api import elsewhere
-from nativert.agent.api.answers import CORE
-from nativert.agent.api.core import Core
+from nativert.agent.api.answers import CORE, departure
 from nativert.agent.api.messages import Program
 from nativert.agent.api.passing import relay
-from nativert.errors import Code, NativertError, UnknownInstanceError
+from nativert.agent.nodes.messages import CHUNK
+from nativert.errors import Code, NativertError
 from nativert.fdu.known import known
 from nativert.runtime.execute import ExecSession
 
-_CHUNK = 65536
+_LONGEST_S = 30 * 86400.0
 _END_OF_FILE = b"\x04"  # VEOF of a fresh terminal; see termios(3)
 
 
@@ -44,12 +43,13 @@ async def exec_(request: web.Request) -> web.StreamResponse:
     core = request.app[CORE]
     limits = core.config.api
     with core.stream():
-        # On the Unix socket the kernel tells at once of a client that has died; one that just
-        # does not read, as in front of a pager, is waited for.
+        # One on this machine may stand still, as in front of a pager: it is waited for, and
+        # whether it lives is seen by its socket.
         local = request.transport is None or not request.transport.get_extra_info("peername")
         socket = web.WebSocketResponse(
-            max_msg_size=limits.max_body_bytes,
+            max_msg_size=max(limits.max_body_bytes, 2 * CHUNK),
             heartbeat=None if local else limits.client_timeout_s,
+            timeout=_LONGEST_S if local else limits.client_timeout_s,
         )
         await socket.prepare(request)
         try:
@@ -68,21 +68,17 @@ async def exec_(request: web.Request) -> web.StreamResponse:
 async def _carry_out(request: web.Request, socket: web.WebSocketResponse) -> Any:
     """Return what to tell at the end; None where another node has told it."""
     core = request.app[CORE]
-    node, ref = await elsewhere.meant(request)
+    node, ref = await elsewhere.found(request)
     assert ref is not None  # by the route
-    if node is None:
-        try:
-            await core.ask(partial(core.uuid, ref))
-        except UnknownInstanceError as e:
-            node, ref = await elsewhere.owner(core, e)
-    if node is not None and node != core.context.identity.id:
+    if node != core.context.identity.id:
         target = elsewhere.EXEC.replace("{ref}", quote(ref, safe=""))
-        await relay(core, socket, node, target)
+        await relay(request, socket, str(node), target)
         return None
-    return {"exit_code": await _serve(core, socket, ref)}
+    return {"exit_code": await _serve(request, socket, ref)}
 
 
-async def _serve(core: Core, socket: web.WebSocketResponse, ref: str) -> int:
+async def _serve(request: web.Request, socket: web.WebSocketResponse, ref: str) -> int:
+    core = request.app[CORE]
     try:
         first = await socket.receive(core.config.api.client_timeout_s)
     except TimeoutError:
@@ -95,12 +91,17 @@ async def _serve(core: Core, socket: web.WebSocketResponse, ref: str) -> int:
         raise NativertError(f"program: {e}", code=Code.USAGE) from None
     with ExitStack() as held:
         run = _on_a_terminal if program.tty else _on_pipes
-        return await run(core, socket, ref, program, held)
+        return await run(request, socket, ref, program, held)
 
 
 async def _on_a_terminal(
-    core: Core, socket: web.WebSocketResponse, ref: str, program: Program, held: ExitStack
+    request: web.Request,
+    socket: web.WebSocketResponse,
+    ref: str,
+    program: Program,
+    held: ExitStack,
 ) -> int:
+    core = request.app[CORE]
     session = await core.ask(
         lambda: core.node.exec(ref, program.argv, stdio=(0, 1, 2), tty=True, env=program.env)
     )
@@ -108,12 +109,17 @@ async def _on_a_terminal(
     session.resize(program.rows, program.columns)
     assert session.master is not None  # a session on a terminal has one
     os.set_blocking(session.master, False)
-    return await _attend(core, socket, session, session.master, [(1, session.master)])
+    return await _attend(request, socket, session, session.master, [(1, session.master)])
 
 
 async def _on_pipes(
-    core: Core, socket: web.WebSocketResponse, ref: str, program: Program, held: ExitStack
+    request: web.Request,
+    socket: web.WebSocketResponse,
+    ref: str,
+    program: Program,
+    held: ExitStack,
 ) -> int:
+    core = request.app[CORE]
     pairs = [os.pipe2(os.O_CLOEXEC) for _ in range(3)]
     inner = [pairs[0][0], pairs[1][1], pairs[2][1]]
     stdin, stdout, stderr = pairs[0][1], pairs[1][0], pairs[2][0]
@@ -134,33 +140,35 @@ async def _on_pipes(
     held.callback(session.close)
     for fd in (stdin, stdout, stderr):
         os.set_blocking(fd, False)
-    return await _attend(core, socket, session, stdin, [(1, stdout), (2, stderr)])
+    return await _attend(request, socket, session, stdin, [(1, stdout), (2, stderr)])
 
 
 async def _attend(
-    core: Core,
+    request: web.Request,
     socket: web.WebSocketResponse,
     session: ExecSession,
     stdin: int,
     outputs: list[tuple[int, int]],
 ) -> int:
     await socket.send_str('{"started":true}')
-    end = asyncio.ensure_future(core.streaming.call(session.wait))
+    end = asyncio.ensure_future(request.app[CORE].streaming.call(session.wait))
     shows = [asyncio.ensure_future(_show(socket, number, fd, end)) for number, fd in outputs]
     typed = asyncio.ensure_future(_type(socket, session, stdin))
+    left = asyncio.ensure_future(departure(request))
     try:
-        done, _ = await asyncio.wait((end, typed), return_when=asyncio.FIRST_COMPLETED)
+        done, _ = await asyncio.wait((end, typed, left), return_when=asyncio.FIRST_COMPLETED)
         if end not in done:
-            typed.result()
+            if typed in done:
+                typed.result()
             raise ConnectionResetError("the client went away")
         await asyncio.gather(*shows)
         return end.result()
     finally:
         # Closing the session makes init kill what runs of it; then the thread's wait ends.
         session.close()
-        for task in (typed, *shows):
+        for task in (typed, left, *shows):
             task.cancel()
-        await asyncio.gather(typed, *shows, return_exceptions=True)
+        await asyncio.gather(typed, left, *shows, return_exceptions=True)
 
 
 async def _show(
@@ -170,7 +178,7 @@ async def _show(
     while True:
         over = end.done()
         try:
-            data = os.read(fd, _CHUNK)
+            data = os.read(fd, CHUNK)
         except BlockingIOError:
             if over:
                 return

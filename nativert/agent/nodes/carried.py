@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from nativert.agent.nodes import messages
 from nativert.agent.nodes.messages import Piece
-from nativert.agent.wire import Connection
 
 # As many pieces wait here for whom they are meant.
 _ROOM = 8
@@ -19,11 +17,11 @@ Reply = Callable[[bytes], None]
 
 
 class Carried:
-    """One request, carried out over *connection*; any thread may give it up."""
+    """One request; any thread may give it up."""
 
-    def __init__(self, reply: Reply, connection: Connection) -> None:
+    def __init__(self, reply: Reply) -> None:
         self._reply = reply
-        self._connection = connection
+        self._break_off: Callable[[], None] | None = None
         self._changed = threading.Condition()
         self._sent = 0
         self._taken = 0
@@ -32,6 +30,19 @@ class Carried:
         self._over = False
         self.heard = time.monotonic()
         self.dropped = False
+
+    @contextmanager
+    def broken_off_by(self, break_off: Callable[[], None]) -> Iterator[None]:
+        """Have *break_off* called if it is given up meanwhile; ConnectionError if it is already."""
+        with self._changed:
+            if self.dropped:
+                raise ConnectionResetError("nobody wants the answer any more")
+            self._break_off = break_off
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._break_off = None
 
     def taken(self, parts: int) -> None:
         """Note that its sender is there, and how much of the answer has arrived."""
@@ -84,6 +95,6 @@ class Carried:
             self.dropped = True
             self._over = True
             self._changed.notify_all()
-        if self._connection.sock is not None:
-            with suppress(OSError):
-                self._connection.sock.shutdown(socket.SHUT_RDWR)
+            # Under the mutex: what it breaks off is not closed meanwhile.
+            if self._break_off is not None:
+                self._break_off()

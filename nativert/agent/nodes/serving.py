@@ -11,6 +11,8 @@ import http.client
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
 from typing import Final
 
 import msgspec
@@ -122,15 +124,15 @@ class Serving:
         return Holding(here=True, addresses=tuple(each.address for each in row.interfaces))
 
     def _carry(self, request: Request | Talk, reply: Reply) -> None:
-        connection = Connection(self._context.paths.api_socket)
-        carried = Carried(reply, connection)
+        api = self._context.paths.api_socket
+        carried = Carried(reply)
         with self._mutex:
             self._carried[request.id] = carried
         try:
             if isinstance(request, Talk):
-                talk(connection, request.target, {SENDER: request.sender}, carried)
+                talk(api, request.target, {SENDER: request.sender}, carried)
             else:
-                _ask(connection, request, carried)
+                _ask(api, request, carried)
         except (OSError, http.client.HTTPException) as e:
             # Its sender knows by the missing end that it was broken off.
             if not carried.dropped:
@@ -139,7 +141,6 @@ class Serving:
             with self._mutex:
                 self._carried.pop(request.id, None)
             carried.finish()
-            connection.close()
 
     def _watch(self) -> None:
         """Give up what nobody has asked after for long: its sender is gone."""
@@ -151,25 +152,31 @@ class Serving:
                 each.drop()
 
 
-def _ask(connection: Connection, request: Request, carried: Carried) -> None:
-    connection.connect()
+def _ask(api: Path, request: Request, carried: Carried) -> None:
+    with closing(Connection(api)) as connection:
+        connection.connect()
+        with carried.broken_off_by(connection.abort):
+            _send(connection, request, carried)
+            response = connection.getresponse()
+            carried.finish()
+            head = Head(status=response.status, form=response.headers.get("Content-Type", ""))
+            carried.send(messages.HEAD + msgspec.json.encode(head))
+            while data := response.read1(messages.CHUNK):
+                carried.send(messages.DATA + data)
+    carried.send(messages.END)
+
+
+def _send(connection: Connection, request: Request, carried: Carried) -> None:
     headers = {SENDER: request.sender}
     if request.accept:
         headers["Accept"] = request.accept
     if request.given:
         carried.send(messages.READY)
         connection.put(request.target, headers, _body(carried))
-    else:
-        if request.body:
-            headers["Content-Type"] = "application/json"
-        connection.request(request.method, request.target, request.body or None, headers)
-    response = connection.getresponse()
-    carried.finish()
-    head = Head(status=response.status, form=response.headers.get("Content-Type", ""))
-    carried.send(messages.HEAD + msgspec.json.encode(head))
-    while data := response.read1(messages.CHUNK):
-        carried.send(messages.DATA + data)
-    carried.send(messages.END)
+        return
+    if request.body:
+        headers["Content-Type"] = "application/json"
+    connection.request(request.method, request.target, request.body or None, headers)
 
 
 def _body(carried: Carried) -> Iterator[bytes]:

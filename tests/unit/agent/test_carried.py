@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
@@ -13,7 +12,6 @@ from nativert.agent.nodes import carried as module
 from nativert.agent.nodes import messages
 from nativert.agent.nodes.carried import Carried
 from nativert.agent.nodes.messages import Piece
-from nativert.agent.wire import Connection
 
 LONG_S = 20.0
 
@@ -25,7 +23,7 @@ def sent() -> list[bytes]:
 
 @pytest.fixture
 def one(sent: list[bytes]) -> Carried:
-    return Carried(sent.append, Connection(Path("/nowhere/api.sock")))
+    return Carried(sent.append)
 
 
 def piece(number: int) -> Piece:
@@ -89,3 +87,14 @@ def test_who_gives_is_there(one: Carried) -> None:
     one.heard = time.monotonic() - 100
     one.give(piece(1))
     assert time.monotonic() - one.heard < LONG_S
+
+
+def test_what_is_given_up_is_broken_off(one: Carried) -> None:
+    called: list[str] = []
+    with one.broken_off_by(lambda: called.append("while it lasts")):
+        one.drop()
+    one.drop()
+    assert called == ["while it lasts"]
+    with pytest.raises(ConnectionResetError), one.broken_off_by(lambda: called.append("never")):
+        pass
+    assert len(called) == 1
