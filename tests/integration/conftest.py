@@ -9,15 +9,18 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import scale
 from movers import Pair
 from network_hosts import Host, own_host
-from nodes import CLI, MakeNode, remove_node
+from nodes import CLI, MakeNode, remove_node, until
 
 from nativert.runtime.node import Node
+
+if TYPE_CHECKING:
+    from three_nodes import Three
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -105,3 +108,15 @@ def pair(make_node: MakeNode, tmp_path: Path) -> Iterator[Pair]:
     yield pair
     for served in pair.served.values():
         served.close()
+
+
+@pytest.fixture
+def three(tmp_path: Path, make_node: MakeNode) -> Iterator[Three]:
+    """The nodes a, b and c, which have seen each other."""
+    # With Zenoh, which few tests need.
+    from three_nodes import LONG, Three
+
+    one = Three(tmp_path, make_node)
+    with one.stack:
+        until(one.met, deadline_s=LONG, what="all see all")
+        yield one

@@ -105,7 +105,10 @@ class SystemBus:
 
         serial = next(self._serials)
         self._sock.settimeout(self._left_s())
-        self._sock.sendall(message.serialise(serial=serial))
+        try:
+            self._sock.sendall(message.serialise(serial=serial))
+        except TimeoutError:
+            raise _silent() from None
 
         def answers(answer: Message) -> bool:
             return bool(answer.header.fields.get(HeaderFields.reply_serial) == serial)
@@ -136,7 +139,10 @@ class SystemBus:
             message = self._parser.get_next_message()
             if message is None:
                 self._sock.settimeout(self._left_s())
-                data = self._sock.recv(_RECEIVE_BYTES)
+                try:
+                    data = self._sock.recv(_RECEIVE_BYTES)
+                except TimeoutError:
+                    raise _silent() from None
                 if not data:
                     raise ConnectionResetError(errno.ECONNRESET, "the system bus hung up")
                 self._parser.add_data(data)
@@ -148,5 +154,9 @@ class SystemBus:
     def _left_s(self) -> float:
         left_s = self._deadline - time.monotonic()
         if left_s <= 0:
-            raise TimeoutError(errno.ETIMEDOUT, "systemd does not answer on the system bus")
+            raise _silent()
         return left_s
+
+
+def _silent() -> TimeoutError:
+    return TimeoutError(errno.ETIMEDOUT, "systemd does not answer on the system bus")

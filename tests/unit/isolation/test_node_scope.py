@@ -220,7 +220,7 @@ def test_a_bus_that_hangs_is_not_waited_for_long(
 ) -> None:
     monkeypatch.setattr(scope, "_TIMEOUT_S", 0.2)
     bus.mute = {method}
-    with pytest.raises(TimeoutError):
+    with pytest.raises(TimeoutError, match="systemd does not answer"):
         settle(IN_SCOPE, PID, Prepare(), host=host)
 
 
