@@ -17,6 +17,8 @@ def clean(context: Context, seen: Observed) -> Observed:
     """Remove all that configure made; the caller holds the lock."""
     if seen.facts is None:
         raise AssertionError(f"{seen.state} without facts")
+    # Facts of a clean do not tell the end before it any more.
+    context.store.flush_ends()
     facts = msgspec.structs.replace(seen.facts, intent="clean")
     boot.write_facts(context.paths, seen.row.uuid, facts)
     try:

@@ -74,6 +74,8 @@ def look_here(context: Context, row: Row) -> Observed:
         reason = verdict.node_rebooted() if rebooted else verdict.init_lost(None)
         return Observed(row, State.DEFINED, None, reason, Event.INIT_LOST)
     state = State(facts.state)
+    if state in _WITH_APPLICATION and _end_is_noted(row, facts):
+        state, facts = State.CONFIGURED, without_application(facts)
     if state is State.DEFINED:
         return Observed(row, state, facts, end)
     if state in _WITH_APPLICATION or facts.intent == "run":
@@ -84,6 +86,19 @@ def look_here(context: Context, row: Row) -> Observed:
         # Its end was asked for, and is not what the instance is to be remembered by.
         return Observed(row, State.DEFINED, facts, end)
     return _lost(context, row, facts, state)
+
+
+def _end_is_noted(row: Row, facts: Facts) -> bool:
+    # A stop leaves the facts as they are: what was desired and the end are changed at once.
+    ended = row.desired == State.CONFIGURED.value and row.end is not None
+    return ended and row.run_count == facts.run
+
+
+def without_application(facts: Facts) -> Facts:
+    """Return the facts of an instance whose application has ended."""
+    return msgspec.structs.replace(
+        facts, state=State.CONFIGURED.value, intent=None, started_at=None, stop=None, limits=None
+    )
 
 
 def unchanged(context: Context, seen: Observed) -> Observed | None:
@@ -265,13 +280,10 @@ def ended_as_told(context: Context, row: Row, facts: Facts, message: Message) ->
     return None if told is None else _ended(context, row, facts, told)
 
 
-def application_ended(
-    context: Context, seen: Observed, *, frozen: bool = True, wait: bool = True
-) -> Observed:
+def application_ended(context: Context, seen: Observed, *, frozen: bool = True) -> Observed:
     """Note the end of the application: the instance is CONFIGURED, with the reason kept.
 
     *frozen* unless it is known that its cgroup is not: the next run starts in a thawed one.
-    Without *wait* the caller has the disk take it.
     """
     facts = seen.facts
     if facts is None or seen.end is None:
@@ -290,13 +302,10 @@ def application_ended(
         seen.row.uuid,
         event=("ended", f'{{"state":"CONFIGURED","end":{end}}}'),
         told=State.CONFIGURED.value,
-        wait=wait,
         **changes,
     )
     failpoint("end.stored")
-    noted = msgspec.structs.replace(
-        facts, state=State.CONFIGURED.value, intent=None, started_at=None, stop=None, limits=None
-    )
+    noted = without_application(facts)
     boot.write_facts(context.paths, row.uuid, noted)
     if facts.intent == "stop":
         boot.finish(context.paths, row.uuid)

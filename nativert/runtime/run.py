@@ -28,6 +28,7 @@ from nativert.runtime.observe import (
     ended_as_told,
     observe,
     settle,
+    without_application,
 )
 from nativert.runtime.users import User
 from nativert.store import boot
@@ -72,6 +73,8 @@ def run(
     limits: Any = facts.details["rlimits"]
     plan = program.build(descriptor, arguments, user, limits, env)
     number = facts.run + 1
+    # Facts of a new run do not tell the end of the one before any more.
+    context.store.flush_ends()
     intended = msgspec.structs.replace(facts, run=number, intent="run", stop=None)
     boot.write_facts(context.paths, row.uuid, intended)
     failpoint("run.intent")
@@ -93,6 +96,8 @@ def run(
     def store() -> None:
         nonlocal row
         row = context.store.update(row.uuid, **changes)
+        # What was begun on the run before; its stop has left it.
+        boot.finish(context.paths, row.uuid)
 
     try:
         timeout_s = INIT_TIMEOUT_S if restored is None else RESTORE_TIMEOUT_S
@@ -248,12 +253,13 @@ def _end(context: Context, seen: Observed, stop: StopFacts) -> Observed:
     if after is None:
         after = observe(context, row)
     if after.event is Event.APPLICATION_ENDED:
-        ended = application_ended(
-            context, after, frozen=seen.state is State.PAUSED, wait=saving is None
-        )
-        if saving is not None:
-            context.store.start_saving()
-            _saved(row, saving)
+        if saving is None:
+            return application_ended(context, after, frozen=seen.state is State.PAUSED)
+        if seen.state is State.RUNNING and row.run_count == facts.run:
+            ended = _noted(context, after)
+        else:
+            ended = application_ended(context, after, frozen=True)
+        _saved(row, saving)
         return ended
     if after.event is Event.INIT_LOST:
         raise StepError(row.name, "stop", OSError(errno.ESRCH, "its init is gone"), code=Code.STOP)
@@ -264,6 +270,18 @@ def _end(context: Context, seen: Observed, stop: StopFacts) -> Observed:
         code=Code.STOP,
         hint="a process waits in the kernel (state D): a disk or a network file system hangs",
     )
+
+
+def _noted(context: Context, after: Observed) -> Observed:
+    """Note an end that the store has a moment later: until then exit.json tells it."""
+    assert after.facts is not None  # an end has facts and a verdict
+    assert after.end is not None
+    end = verdict.encode(after.end)
+    state = State.CONFIGURED.value
+    event = ("ended", f'{{"state":"{state}","end":{end}}}')
+    row = context.store.note_end(after.row, end, event, told=state)
+    failpoint("end.stored")
+    return Observed(row, State.CONFIGURED, without_application(after.facts), after.end)
 
 
 def _saved(row: Row, saving: Saving) -> None:

@@ -21,8 +21,8 @@ from nativert.store.paths import Paths
 
 FACTS = "boot.json"
 EXIT = "exit.json"
-# What was begun on a running application and is not finished: a symbolic link that leads
-# nowhere and has it in its target. One call makes it, where new facts are five.
+# What was begun on a running application: a symbolic link that leads nowhere and has it in its
+# target. One call makes it, where new facts are five. That of a stop stays until the next run.
 INTENT: Final = "intent"
 # Those in which an instance has something of this boot. Another word is damage.
 _STATES: Final = "^(DEFINED|CONFIGURED|RUNNING|PAUSED|SCALING)$"

@@ -19,7 +19,6 @@ from nativert.isolation import syscalls
 # Without CONFIG_AIO, and where fs.aio-max-nr is used up.
 _UNAVAILABLE: Final = (errno.ENOSYS, errno.EAGAIN)
 _AT_ONCE: Final = 32
-_NOBODY: Final = 0
 
 
 class Saving(msgspec.Struct, frozen=True):
@@ -51,11 +50,6 @@ class Disk:
             self._asked += 1
             self._submit(self._asked)
             return Saving(self, self._asked)
-
-    def start(self) -> None:
-        """Ask for the same without waiting: an error is told to who saves next."""
-        with self._mutex:
-            self._submit(_NOBODY)
 
     def wait(self, number: int) -> None:
         """Wait for the one of this *number*."""
@@ -100,5 +94,4 @@ class Disk:
         self._note(*syscalls.io_getevent(self._context))
 
     def _note(self, number: int, error: int) -> None:
-        if number != _NOBODY:
-            self._ended[number] = error
+        self._ended[number] = error

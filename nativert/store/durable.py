@@ -7,7 +7,7 @@ transaction.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from ipaddress import IPv4Network
 from typing import TYPE_CHECKING, Final, Unpack
 
@@ -17,6 +17,7 @@ from nativert.errors import Code, DescriptorError, NativertError, UnknownInstanc
 from nativert.store import allocation, rows
 from nativert.store.boot import boot_id
 from nativert.store.catalog import Catalog
+from nativert.store.events import Ended, Pending
 from nativert.store.lending import Lending
 from nativert.store.moves import Fence, raise_fence
 from nativert.store.paths import Paths, check_uuid
@@ -51,6 +52,10 @@ class Store(Lending, Catalog):
 
     def _rolled_back(self) -> None:
         self._rows.clear()
+
+    def _forget(self, instances: Iterable[str]) -> None:
+        for uuid in instances:
+            self._rows.pop(uuid, None)
 
     def add(
         self,
@@ -254,6 +259,16 @@ class Store(Lending, Catalog):
             row = msgspec.structs.replace(known, boot_id=boot_id(), **changes)
             self._rows[uuid] = row
             return row
+
+    def note_end(self, row: Row, end: str, event: tuple[str, str], *, told: str) -> Row:
+        """Have *row* changed by the *end* of its run soon, in order, without waiting for the disk.
+
+        Unless somebody else has noted it until then. Returns the row as it will be. As long as
+        that waits, this process asks the disk first, and another one finds the evidence.
+        """
+        ended = Ended(row.run_count, end, row.desired)
+        self._outbox.put(Pending(time.time(), row.uuid, *event, told, ended))
+        return msgspec.structs.replace(row, desired=told, end=end, boot_id=boot_id())
 
     def delete(
         self,

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from nativert.errors import NativertError
+from nativert.store.boot import boot_id
 from nativert.store.rows import Event
 
 if TYPE_CHECKING:
@@ -25,6 +26,17 @@ _DELAY_S: Final = 0.05
 _RETRY_S: Final = 1.0
 
 
+class Ended(NamedTuple):
+    """What an end changes in its instance, unless somebody has noted it before.
+
+    `run` has ended as `end` says, JSON of a verdict; `was` is what was desired while it ran.
+    """
+
+    run: int
+    end: str
+    was: str
+
+
 class Pending(NamedTuple):
     """An event before it has a number; `told` is the state that it tells, where it tells one."""
 
@@ -33,6 +45,7 @@ class Pending(NamedTuple):
     kind: str
     json: str
     told: str | None
+    ended: Ended | None = None
 
 
 def append(connection: sqlite3.Connection, pending: Iterable[Pending], *, keep: int) -> int:
@@ -42,6 +55,8 @@ def append(connection: sqlite3.Connection, pending: Iterable[Pending], *, keep: 
     """
     last = 0
     for event in pending:
+        if event.ended is not None and not _end(connection, event, event.ended):
+            continue
         added: Any = connection.execute(
             "INSERT INTO events (time, instance, name, kind, json)"
             " VALUES (?, ?, coalesce((SELECT name FROM instances WHERE uuid = ?), ''), ?, ?)",
@@ -55,6 +70,15 @@ def append(connection: sqlite3.Connection, pending: Iterable[Pending], *, keep: 
     if last > keep:
         connection.execute("DELETE FROM events WHERE seq <= ?", (last - keep,))
     return last
+
+
+def _end(connection: sqlite3.Connection, event: Pending, ended: Ended) -> bool:
+    changed = connection.execute(
+        "UPDATE instances SET desired = ?, end = ?, boot_id = ?"
+        " WHERE uuid = ? AND run_count = ? AND desired = ?",
+        (event.told, ended.end, boot_id(), event.instance, ended.run, ended.was),
+    )
+    return bool(changed.rowcount)
 
 
 def select(connection: sqlite3.Connection, after: int, limit: int) -> list[Event]:
@@ -83,9 +107,15 @@ class Outbox:
         self._mutex = threading.Lock()
         self._thread: threading.Thread | None = None
         self._lost = 0
+        self.ends = False
 
     def put(self, event: Pending) -> None:
-        """Keep an event until it is written. While the disk takes none, the oldest go."""
+        """Keep an event until it is written. While the disk takes none, the oldest go.
+
+        `ends` says whether there may be one that changes its instance too.
+        """
+        if event.ended is not None:
+            self.ends = True
         if len(self._waiting) >= MAX_EVENTS:
             self._waiting.popleft()
             self._lost += 1
@@ -111,6 +141,7 @@ class Outbox:
     def take(self) -> list[Pending]:
         """Return what waits, in order; the caller writes it or gives it back."""
         taken: list[Pending] = []
+        self.ends = False
         if self._lost:
             lost, self._lost = self._lost, 0
             taken.append(Pending(time.time(), "", "events-lost", f'{{"count":{lost}}}', None))
@@ -125,6 +156,8 @@ class Outbox:
     def give_back(self, taken: list[Pending]) -> None:
         """Put back what could not be written."""
         self._waiting.extendleft(reversed(taken))
+        if any(event.ended is not None for event in taken):
+            self.ends = True
 
     def close(self) -> None:
         """End the thread; what still waits is left to the caller."""

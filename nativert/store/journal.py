@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final, Self, TypeVar
 
 from nativert.errors import NativertError
@@ -50,10 +50,6 @@ class Journal:
     def save(self) -> Saving:
         """Have the disk take what was committed without waiting for it; see `_transaction`."""
         return self._disk.save()
-
-    def start_saving(self) -> None:
-        """The same where nobody waits for its end."""
-        self._disk.start()
 
     def __enter__(self) -> Self:
         return self
@@ -125,6 +121,13 @@ class Journal:
                 with self._transaction():
                     pass  # Every transaction takes them along.
 
+    def flush_ends(self) -> None:
+        """Write now what waits if it changes rows; a power cut may take it back."""
+        with self._mutex:
+            if self._outbox.ends:
+                with self._transaction(wait=False):
+                    pass
+
     def check(self) -> list[str]:
         """Return what SQLite finds wrong with the file, for doctor; it reads all of it."""
         with self._reading() as connection:
@@ -143,6 +146,9 @@ class Journal:
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
         with self._mutex, database.typed_errors(self._path):
+            if self._outbox.ends:
+                with suppress(NativertError):  # No room: rows are as they were, and so are facts.
+                    self.flush_ends()
             yield self._connection
 
     @contextmanager
@@ -162,6 +168,7 @@ class Journal:
                 # What was noted before comes before.
                 if waiting:
                     events.append(connection, waiting, keep=MAX_EVENTS)
+                    self._forget(event.instance for event in waiting if event.ended is not None)
                 yield connection
                 connection.execute("COMMIT")
             except BaseException:
@@ -181,6 +188,9 @@ class Journal:
             mode = "FULL" if full else "NORMAL"
             self._connection.execute(f"PRAGMA synchronous = {mode}")
             self._full = full
+
+    def _forget(self, instances: Iterable[str]) -> None:
+        """Forget what was kept of instances that have changed."""
 
     def _rolled_back(self) -> None:
         """Forget what was kept of a transaction that did not happen."""

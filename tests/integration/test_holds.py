@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -40,6 +42,37 @@ def test_each_sees_what_the_other_has_done(two: tuple[Node, Node]) -> None:
     assert one.clean(uuid).state == "DEFINED"
     with pytest.raises(TransitionError):
         other.run(uuid)
+
+
+def test_a_stop_is_seen_by_others_before_its_end_is_stored(two: tuple[Node, Node]) -> None:
+    one, other = two
+    uuid = start(one, shell=FOREVER)
+    for run in (1, 2):
+        shown = one.stop(uuid)
+        # The store has it a moment later; what other processes look at tells it before.
+        seen = other.get(uuid)
+        assert (seen.state, seen.end) == ("CONFIGURED", shown.end)
+        assert ended(seen).signal == "SIGTERM"
+        assert other.run(uuid).state == "RUNNING"
+        kinds = [event.kind for event in other.events() if event.kind == "ended"]
+        assert len(kinds) == run
+    assert one.stop(uuid).state == "CONFIGURED"
+    assert [event.kind for event in one.events()].count("ended") == 3
+    assert one.clean(uuid).end == one.get(uuid).end is not None
+
+
+def test_a_stop_by_a_process_that_is_killed_after_it_is_told_once(node: Node, root: Path) -> None:
+    uuid = start(node, shell=FOREVER)
+    code = (
+        "import os, sys; from pathlib import Path; from nativert.runtime.node import Node;"
+        " Node(root=Path(sys.argv[1])).stop(sys.argv[2]); os._exit(0)"
+    )
+    subprocess.run([sys.executable, "-P", "-c", code, root, uuid], check=True)
+    assert node.get(uuid).state == "CONFIGURED"
+    assert node.run(uuid).state == "RUNNING"
+    (event,) = [event for event in node.events() if event.kind == "ended"]
+    assert event.data["end"]["signal"] == "SIGTERM"
+    assert event.data["end"]["reason"] == "stopped"
 
 
 def test_an_end_between_two_operations_is_seen(node: Node) -> None:

@@ -12,8 +12,10 @@ import pytest
 import scale
 
 from nativert.errors import NativertError
+from nativert.store.database import FullDiskError
 from nativert.store.durable import Store
 from nativert.store.paths import Paths
+from nativert.store.rows import Row
 
 UUID = "00000001-0000-4000-8000-000000000000"
 
@@ -123,3 +125,74 @@ def test_many_threads_note_and_commit_and_nothing_is_lost(store: Store) -> None:
     for number in range(4):
         own = [event.json for event in events if f'"of": {number},' in event.json]
         assert own == [f'{{"of": {number}, "step": {step}}}' for step in range(50)]
+
+
+def _runs(store: Store) -> Row:
+    return store.update(UUID, desired="RUNNING", run_count=3, end=None)
+
+
+def _end(store: Store, row: Row, end: str = '{"code":0}') -> Row:
+    return store.note_end(row, end, ("ended", "{}"), told="CONFIGURED")
+
+
+def test_an_end_is_there_for_this_process_at_once_and_soon_for_others(
+    store: Store, paths: Paths
+) -> None:
+    ended = _end(store, _runs(store))
+    assert (ended.desired, ended.end, ended.run_count) == ("CONFIGURED", '{"code":0}', 3)
+    with Store(paths) as other:
+        assert other.get(UUID).desired == "RUNNING"
+        assert store.get(UUID) == ended
+        assert kinds(store) == ["defined", "ended"]
+        assert store.told() == {UUID: "CONFIGURED"}
+        assert other.get(UUID) == ended
+    store.flush()
+    assert kinds(store) == ["defined", "ended"]
+
+
+def test_an_end_that_somebody_else_has_noted_is_told_once(store: Store, paths: Paths) -> None:
+    row = _runs(store)
+    _end(store, row)
+    with Store(paths) as other:
+        other.update(UUID, desired="CONFIGURED", end='{"code":1}', event=("ended", "{}"))
+        assert store.get(UUID).end == '{"code":1}'
+        assert kinds(store) == ["defined", "ended"]
+        # Nor is one of a run that is over.
+        again = store.update(UUID, desired="RUNNING", run_count=4, end=None)
+        _end(store, row)
+        assert store.get(UUID) == again
+    assert kinds(store) == ["defined", "ended"]
+
+
+def test_an_end_comes_before_the_commit_after_it(store: Store) -> None:
+    row = _runs(store)
+    store.note(UUID, "paused", "{}", told="PAUSED")
+    _end(store, row)
+    after = store.update(UUID, desired="DEFINED", event=("cleaned", "{}"))
+    assert (after.desired, after.end) == ("DEFINED", '{"code":0}')
+    assert kinds(store) == ["defined", "paused", "ended", "cleaned"]
+
+
+def test_an_end_of_an_instance_that_is_forgotten_is_not_told(store: Store, paths: Paths) -> None:
+    row = _runs(store)
+    _end(store, row)
+    with Store(paths) as other:
+        other.delete(UUID)
+    store.flush()
+    assert kinds(store) == ["defined"]
+
+
+def test_an_end_waits_while_the_disk_is_full(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = _runs(store)
+    store.flush()
+
+    def full(*_: object, **__: object) -> None:
+        raise FullDiskError("no space left", hint="")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store, "_transaction", full)
+        _end(store, row)
+        # Rows are as they were: who looks finds the evidence beside them.
+        assert store.get(UUID).desired == "RUNNING"
+    assert store.get(UUID).desired == "CONFIGURED"
+    assert kinds(store) == ["defined", "ended"]
