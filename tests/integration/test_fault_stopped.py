@@ -67,7 +67,7 @@ def test_a_launcher_that_stands_still_is_collected(make_node: MakeNode, root: Pa
 def test_a_command_is_told_that_the_agent_stands_still(
     make_node: MakeNode, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wire, "_LOOK_S", 0.5)
+    monkeypatch.setattr(wire, "LOOK_S", 0.5)
     node = make_node()
     app = start(node, shell="trap '' TERM; echo up; while :; do sleep 0.1; done",
                 native={"stop": {"grace": "3s"}})  # fmt: skip
