@@ -75,7 +75,7 @@ def look_here(context: Context, row: Row) -> Observed:
         return Observed(row, State.DEFINED, None, reason, Event.INIT_LOST)
     state = State(facts.state)
     if state in _WITH_APPLICATION and _end_is_noted(row, facts):
-        state, facts = State.CONFIGURED, without_application(facts)
+        state, facts = State.CONFIGURED, _without_application(facts)
     if state is State.DEFINED:
         return Observed(row, state, facts, end)
     if state in _WITH_APPLICATION or facts.intent == "run":
@@ -94,7 +94,7 @@ def _end_is_noted(row: Row, facts: Facts) -> bool:
     return ended and row.run_count == facts.run
 
 
-def without_application(facts: Facts) -> Facts:
+def _without_application(facts: Facts) -> Facts:
     """Return the facts of an instance whose application has ended."""
     return msgspec.structs.replace(
         facts, state=State.CONFIGURED.value, intent=None, started_at=None, stop=None, limits=None
@@ -280,10 +280,13 @@ def ended_as_told(context: Context, row: Row, facts: Facts, message: Message) ->
     return None if told is None else _ended(context, row, facts, told)
 
 
-def application_ended(context: Context, seen: Observed, *, frozen: bool = True) -> Observed:
+def application_ended(
+    context: Context, seen: Observed, *, frozen: bool = True, soon: bool = False
+) -> Observed:
     """Note the end of the application: the instance is CONFIGURED, with the reason kept.
 
-    *frozen* unless it is known that its cgroup is not: the next run starts in a thawed one.
+    *frozen* unless it is known that its cgroup is not: the next run starts in a thawed one. *soon*
+    where the store may have it a moment later: its facts and exit.json tell it until then.
     """
     facts = seen.facts
     if facts is None or seen.end is None:
@@ -291,24 +294,21 @@ def application_ended(context: Context, seen: Observed, *, frozen: bool = True) 
     if frozen:
         _thaw(context, seen.row)
     end = verdict.encode(seen.end)
-    changes: Changes = {
-        "desired": State.CONFIGURED.value,
-        "run_count": facts.run,
-        "end": end,
-    }
-    if facts.intent == "stop" and (facts.stop is None or facts.stop.by_operator):
-        changes |= NOT_WANTED
-    row = context.store.update(
-        seen.row.uuid,
-        event=("ended", f'{{"state":"CONFIGURED","end":{end}}}'),
-        told=State.CONFIGURED.value,
-        **changes,
-    )
+    told = State.CONFIGURED.value
+    event = ("ended", f'{{"state":"{told}","end":{end}}}')
+    if soon:
+        row = context.store.note_end(seen.row, end, event, told=told)
+    else:
+        changes: Changes = {"desired": told, "run_count": facts.run, "end": end}
+        if facts.intent == "stop" and (facts.stop is None or facts.stop.by_operator):
+            changes |= NOT_WANTED
+        row = context.store.update(seen.row.uuid, event=event, told=told, **changes)
     failpoint("end.stored")
-    noted = without_application(facts)
-    boot.write_facts(context.paths, row.uuid, noted)
-    if facts.intent == "stop":
-        boot.finish(context.paths, row.uuid)
+    noted = _without_application(facts)
+    if not soon:
+        boot.write_facts(context.paths, row.uuid, noted)
+        if facts.intent == "stop":
+            boot.finish(context.paths, row.uuid)
     return Observed(row, State.CONFIGURED, noted, seen.end)
 
 

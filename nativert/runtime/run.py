@@ -28,7 +28,6 @@ from nativert.runtime.observe import (
     ended_as_told,
     observe,
     settle,
-    without_application,
 )
 from nativert.runtime.users import User
 from nativert.store import boot
@@ -253,13 +252,14 @@ def _end(context: Context, seen: Observed, stop: StopFacts) -> Observed:
     if after is None:
         after = observe(context, row)
     if after.event is Event.APPLICATION_ENDED:
-        if saving is None:
-            return application_ended(context, after, frozen=seen.state is State.PAUSED)
-        if seen.state is State.RUNNING and row.run_count == facts.run:
-            ended = _noted(context, after)
-        else:
-            ended = application_ended(context, after, frozen=True)
-        _saved(row, saving)
+        ended = application_ended(
+            context,
+            after,
+            frozen=seen.state is State.PAUSED,
+            soon=saving is not None and row.run_count == facts.run,
+        )
+        if saving is not None:
+            _saved(row, saving)
         return ended
     if after.event is Event.INIT_LOST:
         raise StepError(row.name, "stop", OSError(errno.ESRCH, "its init is gone"), code=Code.STOP)
@@ -270,18 +270,6 @@ def _end(context: Context, seen: Observed, stop: StopFacts) -> Observed:
         code=Code.STOP,
         hint="a process waits in the kernel (state D): a disk or a network file system hangs",
     )
-
-
-def _noted(context: Context, after: Observed) -> Observed:
-    """Note an end that the store has a moment later: until then exit.json tells it."""
-    assert after.facts is not None  # an end has facts and a verdict
-    assert after.end is not None
-    end = verdict.encode(after.end)
-    state = State.CONFIGURED.value
-    event = ("ended", f'{{"state":"{state}","end":{end}}}')
-    row = context.store.note_end(after.row, end, event, told=state)
-    failpoint("end.stored")
-    return Observed(row, State.CONFIGURED, without_application(after.facts), after.end)
 
 
 def _saved(row: Row, saving: Saving) -> None:

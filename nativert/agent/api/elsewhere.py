@@ -73,7 +73,7 @@ async def found(request: web.Request) -> Meant:
     """Return on which node the instance of a request is, before more of the request is read."""
     core = request.app[CORE]
     node, ref = await meant(request)
-    if node is None and ref is not None:
+    if node is None and ref is not None and core.nodes is not None:
         try:
             await core.ask(partial(core.uuid, ref))
         except UnknownInstanceError as e:
