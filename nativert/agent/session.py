@@ -32,13 +32,13 @@ class RemoteSession:
         self, wire: Wire, target: str, program: Mapping[str, object], stdio: tuple[int, int, int]
     ) -> None:
         self.master: int | None = None
-        self._held = ExitStack()
         self._wire = wire
         self._size: tuple[int, int] | None = None
         self._closing = False
         with ExitStack() as opening:
             try:
-                self._socket = opening.enter_context(WebSocket(wire.path, target, wire.headers))
+                self._socket = WebSocket(wire.path, target, wire.headers)
+                opening.callback(self._socket.close)
                 self._socket.send(_text(program))
             except OSError:
                 raise lost() from None

@@ -114,12 +114,13 @@ class Outbox:
 
         `ends` says whether there may be one that changes its instance too.
         """
-        if event.ended is not None:
-            self.ends = True
         if len(self._waiting) >= MAX_EVENTS:
             self._waiting.popleft()
             self._lost += 1
         self._waiting.append(event)
+        # After it: who takes in between has taken it, or leaves the word.
+        if event.ended is not None:
+            self.ends = True
 
     def wake(self, write: Callable[[], None]) -> None:
         """Have what waits written soon, by *write*."""

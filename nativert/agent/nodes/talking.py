@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING
@@ -26,7 +26,10 @@ def talk(api: Path, target: str, headers: Mapping[str, str], carried: Carried) -
 
     carried.send(messages.READY)
     try:
-        with WebSocket(api, target, headers) as socket, carried.broken_off_by(socket.abort):
+        with (
+            closing(WebSocket(api, target, headers)) as socket,
+            carried.broken_off_by(socket.abort),
+        ):
             giving = Thread(target=_give, args=(socket, carried), name="talk", daemon=True)
             giving.start()
             try:
