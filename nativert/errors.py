@@ -85,16 +85,26 @@ class DescriptorError(NativertError):
 
 
 class TransitionError(NativertError):
-    """The state machine has no such edge; nothing was changed."""
+    """The state machine has no such edge; nothing was changed. `name` is the instance's."""
 
     code = Code.TRANSITION
 
-    def __init__(self, operation: str, state: str, allowed: Sequence[str]) -> None:
+    def __init__(
+        self, operation: str, state: str, allowed: Sequence[str], *, name: str = ""
+    ) -> None:
         self.operation = operation
         self.state = state
         self.allowed = tuple(allowed)
+        self.name = name
         choices = ", ".join(allowed) or "nothing"
-        super().__init__(f"cannot {operation}: the instance is {state}", hint=f"allowed: {choices}")
+        whose = f"{name}: " if name else ""
+        super().__init__(
+            f"{whose}cannot {operation}: the instance is {state}", hint=f"allowed: {choices}"
+        )
+
+    def of(self, name: str) -> TransitionError:
+        """Return this refusal with the name of the instance that it is about."""
+        return TransitionError(self.operation, self.state, self.allowed, name=name)
 
 
 class UnknownInstanceError(NativertError):

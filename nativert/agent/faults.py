@@ -72,6 +72,7 @@ def encode(error: NativertError) -> dict[str, Any]:
                 "operation": error.operation,
                 "state": error.state,
                 "allowed": list(error.allowed),
+                "name": error.name,
             }
         case UnknownInstanceError():
             told["details"] = {"instance": error.instance}
@@ -86,7 +87,7 @@ def decode(told: dict[str, Any]) -> NativertError:
     message, hint = str(told.get("message", "")), str(told.get("hint", ""))
     match details:
         case {"operation": operation, "state": state, "allowed": allowed}:
-            return TransitionError(operation, state, allowed)
+            return TransitionError(operation, state, allowed, name=str(details.get("name", "")))
         case {"instance": instance}:
             return UnknownInstanceError(instance)
         case {"field": field, "reason": reason}:

@@ -25,6 +25,7 @@ from nativert.errors import NativertError
 from nativert.plugin import zenoh_package
 from nativert.runtime.context import Context
 from nativert.runtime.node import Node
+from nativert.runtime.pool import Pool
 from nativert.runtime.supervision.supervisor import Supervisor
 
 if TYPE_CHECKING:
@@ -148,7 +149,7 @@ class Agent:
         gc.collect()
         gc.freeze()
         notify("READY=1", f"STATUS=serving {self._context.name}")
-        watchdog = asyncio.ensure_future(_watchdog(core))
+        watchdog = asyncio.ensure_future(self._watchdog(core))
         try:
             await self._ended.wait()
         finally:
@@ -183,7 +184,7 @@ class Agent:
             LOGGER.info("ended; the instances go on")
 
     def _reload(self) -> None:
-        """Read the configuration again: log level, the monitor and stop_all take effect."""
+        """Read the configuration again: log level, monitor, supervision, stop_all take effect."""
         try:
             fresh = configuration.read(self._source, needed=False, insecure=self._insecure)
         except NativertError as e:
@@ -197,14 +198,21 @@ class Agent:
             )
         logs.configure(fresh.log_level)
         self._sampler.interval_s = fresh.monitor.interval_s
+        self._supervisor.reconcile_s = fresh.supervision.reconcile_s
         self._stop_all = self._asked_stop_all or fresh.stop_all
         LOGGER.info("configuration reloaded from %s", self._source)
 
-
-async def _watchdog(core: Core) -> None:
-    """Tell the service manager, as often as it wants, that loop, threads and store answer."""
-    period_s = watchdog_period_s()
-    while period_s is not None:
-        await core.ask(lambda: core.context.store.events(0, limit=1))
-        notify("WATCHDOG=1")
-        await asyncio.sleep(period_s)
+    async def _watchdog(self, core: Core) -> None:
+        """Tell the service manager, as often as it wants, that loop, store and supervisor live."""
+        period_s = watchdog_period_s()
+        # Of its own: starts that wait for what they depend on may have all others.
+        thread = Pool("watchdog", 1)
+        while period_s is not None:
+            try:
+                await thread.call(lambda: core.context.store.events(0, limit=1))
+                if self._supervisor.alive():
+                    notify("WATCHDOG=1")
+            except NativertError as e:
+                # A disk that does not answer once is no reason to end; one that stays so is.
+                LOGGER.error("watchdog: %s", e)
+            await asyncio.sleep(period_s)

@@ -36,11 +36,14 @@ class Session(msgspec.Struct):
     # Another node that is to do everything, by its id or name.
     on: str | None = None
 
-    def node(self) -> Facade:
-        """Open the node of these options: its agent where one serves, else the node itself."""
+    def node(self, *, new: bool = False) -> Facade:
+        """Open the node of these options: its agent where one serves, else the node itself.
+
+        Only with *new* is one made in a directory that was named; NativertError(NOT_FOUND) else.
+        """
         if self.on is not None:
             return self.needed_agent("another node")
-        return self.agent() or self._embedded()
+        return self.agent() or self._embedded(new=new)
 
     def needed_agent(self, what: str) -> Client:
         """Reach the agent that *what* is asked through; NativertError NO_AGENT without one."""
@@ -76,13 +79,26 @@ class Session(msgspec.Struct):
         except PermissionError:
             raise _needs_root() from None
 
-    def _embedded(self) -> Facade:
-        return open_node(root=self.root, here=self.here)
+    def _embedded(self, *, new: bool = True) -> Facade:
+        return open_node(root=self.root, here=self.here, new=new)
 
 
-def open_node(*, root: Path | None, here: bool) -> Facade:
-    """Open the node under *root*; NativertError (not permitted) unless root."""
+def open_node(*, root: Path | None, here: bool, new: bool = True) -> Facade:
+    """Open the node under *root*; NativertError: not permitted unless root.
+
+    Without *new* also NOT_FOUND where *root* names no node: a slip in it must not pass for a node
+    that has no instances, nor make one. The host's own is one from the first look on.
+    """
     need_root()
+    from nativert.store.paths import Paths
+
+    paths = Paths(root)
+    if not new and paths.root is not None and not os.path.lexists(paths.lib):
+        raise NativertError(
+            f"no node keeps its state in {paths.lib}",
+            code=Code.NOT_FOUND,
+            hint="see --root and NATIVERT_ROOT; define and run make one",
+        )
     from nativert.runtime.node import Node
     from nativert.runtime.place import enter
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 import click
 
@@ -15,30 +16,40 @@ _WAIT_S = 20.0
 
 
 @context.command("events")
-@click.option("-f", "--follow", is_flag=True, help="Go on with what happens from now on.")
+@context.optional_instances_argument
+@click.option("-f", "--follow", is_flag=True, help="What happens from now on, until interrupted.")
 @click.option(
     "--after",
     type=click.IntRange(min=0),
-    default=0,
     metavar="SEQ",
-    help="Only events with numbers above this one.",
+    help="Only events with numbers above this one; with -f those that were too.",
 )
 @pass_session
-def events(session: Session, follow: bool, after: int) -> None:
+def events(session: Session, instances: Sequence[str], follow: bool, after: int | None) -> None:
     """Print what has happened, the oldest first.
 
-    With -o json: one object per line. Its `seq` is what --after takes.
+    Of all instances, or of those named; one that is gone too. With -o json: one object per line.
+    Its `seq` is what --after takes.
     """
     with session.node() as node:
+        if after is None:
+            after = node.latest_event() if follow else 0
         while True:
             page = node.events(after, limit=_PAGE)
             if not page and follow:
                 page = node.wait_events(after, _WAIT_S, limit=_PAGE)
             for event in page:
-                _print(session, event)
+                if not instances or _is_of(event, instances):
+                    _print(session, event)
                 after = event.seq
             if not page and not follow:
                 return
+
+
+def _is_of(event: Event, instances: Sequence[str]) -> bool:
+    return any(
+        ref == event.name or (ref and event.instance.startswith(ref.lower())) for ref in instances
+    )
 
 
 def _print(session: Session, event: Event) -> None:

@@ -9,7 +9,7 @@ import click
 import msgspec
 
 from nativert.cli.interrupts import Interrupted
-from nativert.errors import Code, NativertError, StepError
+from nativert.errors import Code, NativertError, StepError, TransitionError
 
 # nativert failed although the application had been started: docker's convention.
 AFTER_START = 125
@@ -44,6 +44,8 @@ def failures(error: BaseException) -> tuple[Failure, ...]:
             return error.failures
         case BaseExceptionGroup():
             return tuple(f for e in error.exceptions for f in failures(e))
+        case TransitionError():
+            return (_of_transition(error),)
         case NativertError():
             return (_of_code(error.code, _message(error), error.hint),)
         case click.UsageError():
@@ -62,6 +64,17 @@ def failures(error: BaseException) -> tuple[Failure, ...]:
 
 def _of_code(code: Code, message: str, hint: str) -> Failure:
     return Failure(code.word, message, hint, code.exit_code)
+
+
+def _of_transition(error: TransitionError) -> Failure:
+    # `run` is another command, which begins with define.
+    def command(operation: str) -> str:
+        return "start" if operation == "run" else operation
+
+    told = TransitionError(
+        command(error.operation), error.state, [*map(command, error.allowed)], name=error.name
+    )
+    return _of_code(told.code, told.message, told.hint)
 
 
 def _message(error: NativertError) -> str:

@@ -53,7 +53,7 @@ def doctor(session: Session) -> int:
     ✗ is something that nothing runs without, and makes the exit code 1; - is a feature that
     this host has not, refused where a descriptor asks for it.
     """
-    with session.node() as node:
+    with session.node(new=True) as node:
         checks = [*node.doctor(), _agent(node)]
     if session.json:
         output.document(checks)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 def define(session: Session, descriptor: str, name: str | None) -> None:
     """Make an instance of a descriptor; prints its UUID."""
     accepted = context.read_descriptor(descriptor)
-    with session.node() as node:
+    with session.node(new=True) as node:
         row = node.define(accepted, name=name)
     if session.json:
         output.document(row)
@@ -152,7 +152,7 @@ def clean(session: Session, instances: Sequence[str]) -> None:
 @context.instances_argument
 @pass_session
 def undefine(session: Session, instances: Sequence[str]) -> None:
-    """Forget a defined instance."""
+    """Forget a defined instance, its /data and its log."""
 
     def forget(node: Facade, ref: str) -> Instance:
         row = node.get(ref)
@@ -164,10 +164,14 @@ def undefine(session: Session, instances: Sequence[str]) -> None:
 
 @context.command("rm")
 @context.instances_argument
-@click.option("--force", is_flag=True, help="Also when the application runs or is paused.")
+@click.option("-f", "--force", is_flag=True, help="Kill what runs, or is paused, at once.")
 @pass_session
 def rm(session: Session, instances: Sequence[str], force: bool) -> None:
-    """Take an instance from any state down to UNDEFINED."""
+    """Stop, clean and forget an instance: its /data and its log go too.
+
+    What runs gets its stop signal and its grace, as with stop. What is paused is refused without
+    --force.
+    """
 
     def remove(node: Facade, ref: str) -> Instance:
         row = node.get(ref)

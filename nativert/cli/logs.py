@@ -12,8 +12,12 @@ from nativert.cli.relay import LogObject, Relay
 @context.command("logs")
 @context.instance_argument
 @click.option("-f", "--follow", is_flag=True, help="Go on until the application has ended.")
-@click.option("--tail", type=click.IntRange(min=0), metavar="N", help="Only the last N lines.")
-@click.option("--timestamps", is_flag=True, help="Begin each line with the time it was written.")
+@click.option(
+    "-n", "--tail", type=click.IntRange(min=0), metavar="N", help="Only the last N lines."
+)
+@click.option(
+    "-t", "--timestamps", is_flag=True, help="Begin each line with the time it was written."
+)
 @pass_session
 def logs(session: Session, instance: str, follow: bool, tail: int | None, timestamps: bool) -> None:
     """Print what the application has written.

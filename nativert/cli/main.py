@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import click
 import msgspec
 
+from nativert import __version__
 from nativert.cli import context
 from nativert.cli.context import Session
 from nativert.cli.failures import Failure, failures
@@ -61,6 +62,20 @@ _COMMANDS = {
     "version": "model:version",
     "completion": "completion:completion",
 }
+# What other runtimes and service managers call it.
+_ELSEWHERE = {
+    "cp": "get or put",
+    "create": "define",
+    "delete": "rm",
+    "freeze": "pause",
+    "list": "ps",
+    "log": "logs",
+    "remove": "rm",
+    "status": "ps or inspect",
+    "thaw": "resume",
+    "unpause": "resume",
+    "update": "scale",
+}
 # As a program that SIGPIPE has ended.
 _STDOUT_CLOSED = 128 + signal.SIGPIPE
 
@@ -85,7 +100,8 @@ class _LazyGroup(click.Group):
         if name not in _COMMANDS and not name.startswith("-") and not ctx.resilient_parsing:
             from difflib import get_close_matches
 
-            similar = get_close_matches(name, _COMMANDS, n=1)
+            similar = [_ELSEWHERE[name]] if name in _ELSEWHERE else None
+            similar = similar or get_close_matches(name, _COMMANDS, n=1, cutoff=0.7)
             meant = f"; did you mean {similar[0]}?" if similar else ""
             raise click.UsageError(f"no such command {name!r}{meant}", ctx=ctx)
         return super().resolve_command(ctx, args)
@@ -102,6 +118,7 @@ def cli() -> None:
     """Run native applications in namespaces and cgroups of their own, as FDUs."""
 
 
+cli = click.version_option(__version__, prog_name="nativert", message="%(prog)s %(version)s")(cli)
 cli.params.extend(context.global_options(root_variable="NATIVERT_ROOT"))
 
 

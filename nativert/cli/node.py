@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from nativert.agent.api.messages import KnownNode
 
 
-@click.group("node")
+@click.group("node", no_args_is_help=False)
 def node() -> None:
     """Look at the nodes that this one's agent knows."""
 

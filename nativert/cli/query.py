@@ -19,9 +19,10 @@ _SHORT = 8
 
 @context.command("ps")
 @click.option("-a", "--all", "every", is_flag=True, help="Also instances that do not run.")
+@click.option("-q", "--quiet", is_flag=True, help="Only UUIDs, one per line.")
 @click.option("--all-nodes", is_flag=True, help="Of every node that this one's agent reaches.")
 @pass_session
-def ps(session: Session, every: bool, all_nodes: bool) -> None:
+def ps(session: Session, every: bool, quiet: bool, all_nodes: bool) -> None:
     """List instances whose application runs or is paused."""
     silent: list[str] = []
     if all_nodes:
@@ -33,7 +34,10 @@ def ps(session: Session, every: bool, all_nodes: bool) -> None:
             rows = node.list()
     rows = [row for row in rows if every or row.state not in _AT_REST]
     if session.json:
-        output.document(rows)
+        output.document([row.instance for row in rows] if quiet else rows)
+    elif quiet:
+        for row in rows:
+            output.line(row.instance)
     else:
         _print_rows(rows, every=every, all_nodes=all_nodes)
     if silent:

@@ -55,7 +55,7 @@ def run(
         accepted = _with_this_directory(accepted)
     events: SimpleQueue[Event] = SimpleQueue()
     # From here to the end signals wait in the queue, except where one may interrupt.
-    with delivered(events.put), session.node() as node:
+    with delivered(events.put), session.node(new=True) as node:
         row = node.define(accepted, name=name)
         with _attended(node, row, accepted, detach=detach) as supervisor:
             try:

@@ -19,7 +19,9 @@ _PORT = 7447
 _DAYS = 3650
 
 
-@click.group("zenoh", context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    "zenoh", no_args_is_help=False, context_settings={"help_option_names": ["-h", "--help"]}
+)
 def zenoh() -> None:
     """Who may talk to nodes over Zenoh."""
 

@@ -47,7 +47,11 @@ class Channel:
 
     def __init__(self, directory: Path, name: str, *, timeout_s: float = _TIMEOUT_S) -> None:
         fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        except BaseException:
+            os.close(fd)
+            raise
         try:
             self.sock.settimeout(timeout_s)
             self.sock.connect(protocol.address(fd, name))

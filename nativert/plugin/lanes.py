@@ -37,14 +37,21 @@ class Lanes:
                     raise NativertError(
                         f"{key}: {_MOST_LANES} instances are worked on", code=Code.BUSY
                     )
-                self._waiting[key] = deque([job])
-                thread = threading.Thread(target=self._work, args=(key,), daemon=True)
-                thread.name = f"lane {key}"
-                thread.start()
+                self._begin(key, job)
             elif len(jobs) >= _MOST_WAITING:
                 raise NativertError(f"{key}: {_MOST_WAITING} requests wait", code=Code.BUSY)
             else:
                 jobs.append(job)
+
+    def _begin(self, key: str, job: Job) -> None:
+        self._waiting[key] = deque([job])
+        thread = threading.Thread(target=self._work, args=(key,), daemon=True)
+        thread.name = f"lane {key}"
+        try:
+            thread.start()
+        except RuntimeError as e:
+            del self._waiting[key]
+            raise NativertError(f"{key}: no thread can be made: {e}", code=Code.BUSY) from e
 
     def _work(self, key: str) -> None:
         while True:

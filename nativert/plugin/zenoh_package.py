@@ -13,5 +13,5 @@ def require() -> None:
         raise NativertError(
             "zenoh: the package eclipse-zenoh is not installed",
             code=Code.REQUIREMENTS,
-            hint="install nativert with the extra `zenoh`",
+            hint="scripts/setup --zenoh, or scripts/install --zenoh, installs it",
         )

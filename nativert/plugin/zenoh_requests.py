@@ -96,7 +96,12 @@ class ZenohRequests:
                 return
             self._answering += 1
         # Held by this thread alone: Zenoh takes a question that nobody holds for answered.
-        threading.Thread(target=self._work, args=([query],), name="request", daemon=True).start()
+        thread = threading.Thread(target=self._work, args=([query],), name="request", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as e:
+            _log.warning("a question of another node is dropped: %s", e)
+            self._done()
 
     def _work(self, held: list[zenoh.Query]) -> None:
         query = held.pop()
@@ -115,5 +120,8 @@ class ZenohRequests:
         except Exception:  # noqa: BLE001 (told in the log)
             _log.exception("a question of another node has no answer")
         finally:
-            with self._mutex:
-                self._answering -= 1
+            self._done()
+
+    def _done(self) -> None:
+        with self._mutex:
+            self._answering -= 1

@@ -12,6 +12,7 @@ import sqlite3
 import stat
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
@@ -20,6 +21,7 @@ from nativert import __version__
 from nativert.errors import Code, NativertError
 from nativert.runtime import backup_archive as archive
 from nativert.runtime.backup_archive import Head, Writer
+from nativert.runtime.walk import walk
 from nativert.store import database, files, registry, schema
 from nativert.store.paths import Paths
 
@@ -51,6 +53,11 @@ def save(paths: Paths, file: Path, *, data: bool) -> Saved:
         node = registry.read_node(paths.lib)
         if node is None:
             raise NativertError(f"{paths.node} is not there", code=Code.STORE)
+        trees = {archive.ETC: paths.etc}
+        for uuid in instances if data else ():
+            for part in archive.KEPT:
+                trees[f"{archive.INSTANCES}/{uuid}/{part}"] = paths.instance_lib(uuid) / part
+        _check_room(file, trees.values())
         head = Head(
             format=archive.FORMAT,
             nativert=__version__,
@@ -68,11 +75,8 @@ def save(paths: Paths, file: Path, *, data: bool) -> Saved:
             writer.add(archive.NODE, msgspec.json.encode(node))
             with open(copy, "rb") as store:
                 writer.add_file(archive.STORE, store.fileno())
-            add_tree(writer, paths.etc, archive.ETC)
-            for uuid in instances if data else ():
-                for part in archive.KEPT:
-                    name = f"{archive.INSTANCES}/{uuid}/{part}"
-                    add_tree(writer, paths.instance_lib(uuid) / part, name)
+            for name, top in trees.items():
+                add_tree(writer, top, name)
             writer.finish()
             output.flush()
             os.fsync(output.fileno())
@@ -80,6 +84,18 @@ def save(paths: Paths, file: Path, *, data: bool) -> Saved:
         os.rename(partial, file)
     files.sync_directory(file.parent)
     return Saved(file=str(file), node=node.id, instances=len(instances), data=data, bytes=size)
+
+
+def _check_room(file: Path, tops: Iterable[Path]) -> None:
+    # A full disk would be everybody's: before, and not when it is.
+    needed, room = sum(map(tree_bytes, tops)), os.statvfs(file.parent)
+    free = room.f_bavail * room.f_frsize
+    if needed > free:
+        raise NativertError(
+            f"{file}: {needed >> 20} MiB are to be saved, and {free >> 20} MiB are free there",
+            code=Code.NO_SPACE,
+            hint="name a file elsewhere, or leave out --data",
+        )
 
 
 def _copy_store(source: Path, target: Path) -> list[str]:
@@ -114,28 +130,40 @@ def add_tree(writer: Writer, top: Path, name: str) -> None:
 
     Applications write there: no link is followed, whatever takes the place of what.
     """
-    if not top.is_dir() or top.is_symlink():
-        return
-    for directory, _, entries, fd in os.fwalk(top, follow_symlinks=False):
-        inside = os.path.relpath(directory, top)
-        prefix = name if inside == "." else f"{name}/{inside}"
+    for inside, fd in walk(top):
+        prefix = f"{name}/{inside}" if inside else name
         if prefix != archive.ETC:
             writer.add_other(prefix, os.fstat(fd))
-        for entry in _others(fd, entries):
-            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        for entry in _others(fd):
+            with contextlib.suppress(FileNotFoundError):
                 _add_entry(writer, f"{prefix}/{entry}", entry, fd)
 
 
-def _others(fd: int, entries: list[str]) -> list[str]:
-    # fwalk counts links to directories among the directories that it does not enter.
-    links = [e.name for e in os.scandir(fd) if e.is_symlink()]
-    return sorted({*entries, *links})
+def tree_bytes(top: Path) -> int:
+    """Return about how many bytes `add_tree` adds of *top*."""
+    total = 0
+    for _, fd in walk(top):
+        for name in _others(fd):
+            with contextlib.suppress(FileNotFoundError):
+                status = os.stat(name, dir_fd=fd, follow_symlinks=False)
+                holes = archive.has_holes(status)
+                total += status.st_blocks * archive.BLOCK if holes else status.st_size
+    return total
+
+
+def _others(fd: int) -> list[str]:
+    with os.scandir(fd) as entries:
+        return sorted(e.name for e in entries if not e.is_dir(follow_symlinks=False))
 
 
 def _add_entry(writer: Writer, name: str, entry: str, directory: int) -> None:
     status = os.stat(entry, dir_fd=directory, follow_symlinks=False)
     if stat.S_ISLNK(status.st_mode):
-        writer.add_other(name, status, os.readlink(entry, dir_fd=directory))
+        try:
+            target = os.readlink(entry, dir_fd=directory)
+        except OSError as e:
+            raise FileNotFoundError(e.errno, "changed meanwhile", entry) from e
+        writer.add_other(name, status, target)
     elif stat.S_ISREG(status.st_mode):
         # O_NONBLOCK: a FIFO may have taken its place.
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC

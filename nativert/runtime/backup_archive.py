@@ -12,6 +12,7 @@ Nothing else may be in it. Owners are numbers; names are not looked up.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import stat
@@ -36,6 +37,10 @@ INSTANCES: Final = "i"
 KEPT: Final = ("data", "log")
 _SUM: Final = "sha256"
 _PIECE: Final = 1 << 20
+BLOCK: Final = 512  # of st_blocks, whatever the file system's is; see stat(3type)
+# Holes that are not worth an entry of their own.
+_HOLE: Final = 1 << 20
+_OLD_LIMIT: Final = 8 << 30
 _ENCODING: Final = "utf-8"
 _ERRORS: Final = "surrogateescape"
 # A tar ends with two empty blocks.
@@ -76,17 +81,27 @@ class Writer:
         self._fill_up(len(data))
 
     def add_file(self, name: str, fd: int) -> None:
-        """Add the open file *fd*, as long as it is now: what is cut off meanwhile reads as 0."""
+        """Add the open file *fd*, as long as it is now: what is cut off meanwhile reads as 0.
+
+        Of one with holes only what is no hole, as GNU tar's sparse format 0.1 has it.
+        """
         status = os.fstat(fd)
         member = _member(name, status)
-        member.size = status.st_size
+        parts = [(0, status.st_size)]
+        if has_holes(status):
+            parts = _data(fd, status.st_size)
+            pairs = ",".join(f"{offset},{size}" for offset, size in parts)
+            member.pax_headers = {"GNU.sparse.size": str(status.st_size), "GNU.sparse.map": pairs}
+        member.size = sum(size for _, size in parts)
         self._begin(member)
-        left = status.st_size
-        while left:
-            piece = os.read(fd, min(left, _PIECE)) or bytes(min(left, _PIECE))
-            self._write(piece)
-            left -= len(piece)
-        self._fill_up(status.st_size)
+        for offset, size in parts:
+            end = offset + size
+            while offset < end:
+                wanted = min(end - offset, _PIECE)
+                piece = os.pread(fd, wanted, offset) or bytes(wanted)
+                self._write(piece)
+                offset += len(piece)
+        self._fill_up(member.size)
 
     def add_other(self, name: str, status: os.stat_result, target: str = "") -> None:
         """Add a directory, a symbolic link to *target*, or a FIFO."""
@@ -114,6 +129,35 @@ class Writer:
     def _write(self, data: bytes) -> None:
         self._sum.update(data)
         self._file.write(data)
+
+
+def has_holes(status: os.stat_result) -> bool:
+    """Tell whether a file is saved without its holes.
+
+    Not where it has more data than an old header's size field can tell: tarfile takes the
+    record that has it then for the size with holes.
+    """
+    data = status.st_blocks * BLOCK
+    return data + _HOLE < status.st_size and data < _OLD_LIMIT
+
+
+def _data(fd: int, size: int) -> list[tuple[int, int]]:
+    """Return (offset, bytes) of what is no hole of some size; see lseek(2)."""
+    found: list[tuple[int, int]] = []
+    end = 0
+    while end < size:
+        try:
+            begin = os.lseek(fd, end, os.SEEK_DATA)
+            end = min(os.lseek(fd, begin, os.SEEK_HOLE), size)
+        except OSError as e:
+            if e.errno != errno.ENXIO:
+                raise
+            break  # Nothing but a hole is left, or it was cut off.
+        if found and begin - sum(found[-1]) < _HOLE:
+            begin = found.pop()[0]
+        found.append((begin, max(0, end - begin)))
+    # One that ends it, so that its size is known even if all of it is a hole.
+    return [*found, (size, 0)]
 
 
 def _member(name: str, status: os.stat_result) -> tarfile.TarInfo:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -38,6 +38,9 @@ from nativert.store import boot
 from nativert.store.boot import Facts, PortFacts
 from nativert.store.claims import PortClaim
 from nativert.store.durable import Row
+
+# How long a descriptor's script may take.
+_SCRIPT_S: Final = 3600.0
 
 
 @contextmanager
@@ -73,8 +76,17 @@ class Sources:
         self.script = self.run / "configure"
 
 
-def configure(context: Context, seen: Observed, *, progress: Progress | None = None) -> Observed:
-    """Carry configure out; the caller holds the lock and has checked the edge."""
+def configure(
+    context: Context,
+    seen: Observed,
+    *,
+    progress: Progress | None = None,
+    script_s: float = _SCRIPT_S,
+) -> Observed:
+    """Carry configure out; the caller holds the lock and has checked the edge.
+
+    A script that has not ended after *script_s* has failed: the lock is not held for ever.
+    """
     row = seen.row
     descriptor = descriptor_of(row.descriptor, row.name)
     limits = limits_of.decode(row.limits) or limits_of.of_descriptor(descriptor)
@@ -102,7 +114,7 @@ def configure(context: Context, seen: Observed, *, progress: Progress | None = N
         boot.write_facts(context.paths, row.uuid, facts)
         try:
             failpoint("configure.intent")
-            facts = _acquire(context, row, descriptor, facts, progress, store)
+            facts = _acquire(context, row, descriptor, facts, progress, script_s, store)
             boot.write_facts(context.paths, row.uuid, facts)
         except BaseException as failure:
             _undo(context, before, row, facts, failure)
@@ -129,6 +141,7 @@ def _acquire(
     descriptor: Descriptor,
     facts: Facts,
     progress: Progress | None,
+    script_s: float,
     store: Callable[[], None],
 ) -> Facts:
     sources = Sources(context, row)
@@ -195,7 +208,7 @@ def _acquire(
         if created.network is not None:
             os.close(created.network)
     if descriptor.script:
-        execute.script(context, row, descriptor, facts, [root.SCRIPT])
+        execute.script(context, row, descriptor, facts, [root.SCRIPT], limit_s=script_s)
     failpoint("configure.script")
     return msgspec.structs.replace(facts, state=State.CONFIGURED.value, intent=None)
 

@@ -55,10 +55,12 @@ class ExecSession:
         """Return the descriptor that is readable when its end has come."""
         return self._channel.sock.fileno()
 
-    def wait(self) -> int:
-        """Wait for its end; return its exit code, 128+n on signal n."""
+    def wait(self, timeout_s: float | None = None) -> int:
+        """Wait for its end; return its exit code, 128+n on signal n. TimeoutError."""
         try:
-            message, _ = self._channel.receive(None)
+            message, _ = self._channel.receive(timeout_s)
+        except TimeoutError:
+            raise
         except (EOFError, OSError) as e:
             raise NativertError(
                 f"{self._row.name}: the session was lost with its instance", code=Code.FAILED
@@ -117,6 +119,8 @@ def start(
         raise refusal(row, found(context, row, facts, plan, e)) from e
     except BaseException as e:
         channel.close()
+        if master is not None:
+            os.close(master)
         if isinstance(e, (OSError, EOFError)):
             raise _unreachable(row, verb) from e
         raise
@@ -146,9 +150,18 @@ def session_program(
 
 
 def script(
-    context: Context, row: Row, descriptor: Descriptor, facts: Facts, argv: Sequence[str]
+    context: Context,
+    row: Row,
+    descriptor: Descriptor,
+    facts: Facts,
+    argv: Sequence[str],
+    *,
+    limit_s: float,
 ) -> None:
-    """Run the descriptor's script to its end; its failure is ours, with its output."""
+    """Run the descriptor's script to its end; its failure is ours, with its output.
+
+    So is one that has not ended after *limit_s*.
+    """
     output = os.memfd_create("script", os.MFD_CLOEXEC)
     null = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -157,7 +170,13 @@ def script(
             context, row, plan, stdio=(null, output, output), terminal=False, verb="script"
         )
         try:
-            code = session.wait()
+            code = session.wait(limit_s)
+        except TimeoutError as e:
+            raise NativertError(
+                f"{row.name}: configuration.script has not ended after {limit_s:g} s",
+                code=Code.CONFIGURE,
+                hint="what lasts belongs into the application",
+            ) from e
         finally:
             session.close()
         if code:

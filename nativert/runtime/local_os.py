@@ -13,17 +13,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Final
 
-from nativert.isolation.syscalls import (
-    RESOLVE_BENEATH,
-    RESOLVE_NO_MAGICLINKS,
-    RESOLVE_NO_SYMLINKS,
-    RESOLVE_NO_XDEV,
-    openat2,
-)
+from nativert.isolation.syscalls import openat2
 from nativert.runtime.protocols import DownloadLimits, Progress
+from nativert.runtime.walk import BENEATH, DIRECTORY, walk
 
-_BENEATH: Final = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS | RESOLVE_NO_XDEV
-_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # Each level costs a descriptor and a frame; an instance may have nested thousands.
 _LEVELS: Final = 32
 _BATCH: Final = 4096
@@ -46,7 +39,7 @@ class LocalOs:
         except FileNotFoundError:
             path.parent.mkdir(parents=True, exist_ok=True)
             os.mkdir(path, 0o700)
-        fd = os.open(path, _DIRECTORY)
+        fd = os.open(path, DIRECTORY)
         try:
             if owner is not None:
                 os.fchown(fd, *owner)
@@ -75,7 +68,7 @@ class LocalOs:
         self, path: Path, data: bytes, *, mode: int = 0o644, owner: tuple[int, int] | None = None
     ) -> None:
         """Put a file in place at once: readers see the old one or the new one."""
-        parent = os.open(path.parent, _DIRECTORY)
+        parent = os.open(path.parent, DIRECTORY)
         temporary = f".{path.name[:200]}.{os.urandom(6).hex()}"
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
@@ -121,24 +114,10 @@ class LocalOs:
     def chown_tree(self, path: Path, owner: tuple[int, int]) -> None:
         """Give a tree to (uid, gid); follows no link, raises `OSError` with EXDEV at a mount."""
         os.chown(path, *owner, follow_symlinks=False)
-        if not stat.S_ISDIR(os.lstat(path).st_mode):
-            return
-        top = os.open(path, _DIRECTORY)
-        try:
-            waiting = ["."]
-            while waiting:
-                here = waiting.pop()
-                fd = openat2(top, here, _DIRECTORY, 0, _BENEATH)
-                try:
-                    with os.scandir(fd) as entries:
-                        for entry in entries:
-                            os.chown(entry.name, *owner, dir_fd=fd, follow_symlinks=False)
-                            if entry.is_dir(follow_symlinks=False):
-                                waiting.append(f"{here}/{entry.name}")
-                finally:
-                    os.close(fd)
-        finally:
-            os.close(top)
+        for _, fd in walk(path):
+            with os.scandir(fd) as entries:
+                for entry in entries:
+                    os.chown(entry.name, *owner, dir_fd=fd, follow_symlinks=False)
 
     def download(
         self, uri: str, target: Path, *, limits: DownloadLimits, progress: Progress | None
@@ -160,7 +139,7 @@ def _remove(parent: int, name: str) -> None:
     except FileNotFoundError:
         return
     except IsADirectoryError:
-        top = openat2(parent, name, _DIRECTORY, 0, _BENEATH)
+        top = openat2(parent, name, DIRECTORY, 0, BENEATH)
         try:
             _empty(top, top, _LEVELS)
         finally:
@@ -181,7 +160,7 @@ def _empty(fd: int, top: int, levels: int) -> None:
                     continue
                 if _removed_empty(fd, name):
                     continue
-                below = openat2(fd, name, _DIRECTORY, 0, _BENEATH)
+                below = openat2(fd, name, DIRECTORY, 0, BENEATH)
                 try:
                     _empty(below, top, levels - 1)
                 finally:

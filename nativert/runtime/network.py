@@ -308,7 +308,7 @@ class BridgeNetwork:
         """Return the veths of this node on the host; the bridge is not among them."""
         return tuple(name for name in self._links.names() if name.startswith(self._link_prefix))
 
-    def foreign_forward_drops(self) -> list[str]:
+    def foreign_forward_drops(self) -> list[forward.Drop]:
         """Return what of other people's rules keeps the bridge's packets, and how to mend it."""
         return forward.foreign_drops(self.bridge)
 

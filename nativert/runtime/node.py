@@ -259,7 +259,7 @@ class Node(Questions):
         row = self._context.store.find(ref)
         seen = observe(self._context, row)
         if seen.state not in (State.RUNNING, State.PAUSED):
-            raise TransitionError("kill", seen.state.value, allowed(seen.state))
+            raise TransitionError("kill", seen.state.value, allowed(seen.state), name=row.name)
         runs.send_signal(self._context, seen, number)
 
     def wait(self, ref: str, *, timeout_s: float | None = None) -> Instance:
@@ -292,7 +292,7 @@ class Node(Questions):
         seen = observe(context, row)
         # Not in DEFINED, where there is nothing to be in, nor PAUSED: it would be frozen.
         if seen.state not in (State.CONFIGURED, State.RUNNING):
-            raise TransitionError("exec", seen.state.value, allowed(seen.state))
+            raise TransitionError("exec", seen.state.value, allowed(seen.state), name=row.name)
         if seen.facts is None:
             raise AssertionError(f"{seen.state} without facts")
         descriptor = descriptor_of(row.descriptor, row.name)
@@ -336,6 +336,10 @@ class Node(Questions):
                 if done is None and operation is not None:
                     next_state(seen.state, operation)
                 after = act(seen) if done is None else done
+            except TransitionError as e:
+                refused = e.of(row.name)
+                self._failed(row, operation, refused)
+                raise refused from None
             except NativertError as e:
                 self._failed(row, operation, e)
                 raise

@@ -69,7 +69,7 @@ def _refuse(context: Context, row: Row) -> None:
         )
     if row.moving is not None:
         state = observe(context, row).state
-        raise TransitionError("put", state.value, allowed(state))
+        raise TransitionError("put", state.value, allowed(state), name=row.name)
 
 
 def _make(context: Context, row: Row, directory: Path) -> bool:

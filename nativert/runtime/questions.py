@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from nativert.errors import NativertError
 from nativert.fdu.states import State
 from nativert.runtime import edges
 from nativert.runtime.context import Context
-from nativert.runtime.observe import Observed, observe
+from nativert.runtime.observe import Observed
 from nativert.runtime.protocols import Supervision
 from nativert.runtime.sight import Sight
 from nativert.runtime.stats import Monitor
@@ -130,12 +129,7 @@ class Questions:
             return logs.read(directory, tail=tail)
 
         def running() -> bool:
-            try:
-                seen = observe(self._context, self._context.store.get(row.uuid))
-            except NativertError:
-                return False  # Undefined meanwhile.
-            with_application = seen.state in (State.RUNNING, State.PAUSED, State.SCALING)
-            return with_application or acts.waits(seen.row)
+            return acts.log_goes_on(self._context, row.uuid)
 
         return logs.follow(directory, tail=tail, running=running)
 

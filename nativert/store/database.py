@@ -86,6 +86,9 @@ def _create(path: Path) -> None:
         schema.migrate(connection)
     finally:
         connection.close()  # the last close moves the log into the file
+    for side in SIDES:
+        # Of a store that was moved aside: SQLite would take it for this one's.
+        Path(f"{path}{side}").unlink(missing_ok=True)
     os.rename(temporary, path)
     files.sync_directory(path.parent)
 

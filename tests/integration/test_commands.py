@@ -61,8 +61,8 @@ def test_the_lifecycle_by_commands(node: Node, root: Path, cli: Cli, tmp_path: P
     do("undefine", "first")
     assert json.loads(do("ps", "-a", "-o", "json")) == []
     do("stop", "first", code=3)
-    # Without instances the launcher leaves by itself after some seconds, maybe before.
-    assert f"nativert-{tag_of(root)}" in do("gc")
+    # Launcher and cgroup may have left by themselves: systemd ends a scope that is empty.
+    assert f"nrt-{tag_of(root)}" in do("gc")
     assert driver_of(root).open(LAUNCHER).pids() == []
     assert json.loads(do("gc", "-o", "json")) == []
 

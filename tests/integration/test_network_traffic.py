@@ -124,8 +124,8 @@ def test_a_foreign_drop_is_found_with_the_rule_that_mends_it(host: Host) -> None
     with Server(netns, "0.0.0.0", 80) as server:
         assert refused(host.other, HOST, 8080)
         [drop] = network.foreign_forward_drops()
-        assert "ip filter FORWARD" in drop
-        for command in drop.split("mend: ")[1].split("; "):
+        assert "ip filter FORWARD" in drop.what
+        for command in drop.mend.split("; "):
             subprocess.run(command.split(), check=True)
         assert network.foreign_forward_drops() == []
         server.reached(host.other, HOST, 8080)

@@ -132,6 +132,6 @@ def test_the_cli_refuses_with_4_and_names_what_is_allowed(
     done = cli("stop", "app")
     assert done.returncode == 4
     assert done.stderr == (
-        "nativert: cannot stop: the instance is DEFINED (allowed: undefine, configure)\n"
+        "nativert: app: cannot stop: the instance is DEFINED (allowed: undefine, configure)\n"
     )
     assert node.get("app").state == "DEFINED"

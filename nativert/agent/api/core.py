@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, TypeVar
 
 from nativert.agent.config import Config
 from nativert.agent.monitor import Sampler
-from nativert.agent.pool import Pool
 from nativert.errors import Code, NativertError
 from nativert.runtime.context import Context
 from nativert.runtime.node import Node
+from nativert.runtime.pool import Pool
 
 if TYPE_CHECKING:
     from nativert.agent.nodes.reaching import Nodes

@@ -125,7 +125,8 @@ def _end_script(core: Core, uuid: str) -> None:
 async def start(request: web.Request) -> web.Response:
     """Start the application."""
     asked = await body(request, Environment)
-    return await _operated(request, partial(request.app[CORE].node.run, env=asked.env))
+    # What it depends on is fetched, started and waited for.
+    return await _operated(request, partial(request.app[CORE].node.run, env=asked.env), slow=True)
 
 
 async def restart(request: web.Request) -> web.Response:

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from contextlib import ExitStack
 from typing import Any
 from urllib.parse import quote
@@ -22,6 +23,7 @@ from aiohttp import WSMsgType, web
 from nativert.agent import faults
 from nativert.agent.api import elsewhere
 from nativert.agent.api.answers import CORE, departure
+from nativert.agent.api.core import Core
 from nativert.agent.api.messages import Program
 from nativert.agent.api.passing import relay
 from nativert.agent.nodes.messages import CHUNK
@@ -102,8 +104,9 @@ async def _on_a_terminal(
     held: ExitStack,
 ) -> int:
     core = request.app[CORE]
-    session = await core.ask(
-        lambda: core.node.exec(ref, program.argv, stdio=(0, 1, 2), tty=True, env=program.env)
+    session = await _begun(
+        core,
+        lambda: core.node.exec(ref, program.argv, stdio=(0, 1, 2), tty=True, env=program.env),
     )
     held.callback(session.close)
     session.resize(program.rows, program.columns)
@@ -126,21 +129,57 @@ async def _on_pipes(
     for fd in (stdout, stderr):
         held.callback(os.close, fd)
     try:
-        session = await core.ask(
+        session = await _begun(
+            core,
             lambda: core.node.exec(
                 ref, program.argv, stdio=(inner[0], inner[1], inner[2]), env=program.env
-            )
+            ),
+            inner,
         )
     except BaseException:
         os.close(stdin)
         raise
-    finally:
-        for fd in inner:
-            os.close(fd)
     held.callback(session.close)
     for fd in (stdin, stdout, stderr):
         os.set_blocking(fd, False)
     return await _attend(request, socket, session, stdin, [(1, stdout), (2, stderr)])
+
+
+async def _begun(
+    core: Core, job: Callable[[], ExecSession], given: Sequence[int] = ()
+) -> ExecSession:
+    """Have a thread begin a session and close the descriptors *given* to it.
+
+    That thread goes on when the caller is cancelled, with numbers that nobody else may have got
+    meanwhile; a session that nobody waits for any more is ended.
+    """
+
+    def carry_out() -> ExecSession:
+        try:
+            return job()
+        finally:
+            _close(given)
+
+    try:
+        future = core.quick.submit(carry_out)
+    except NativertError:
+        _close(given)
+        raise
+    try:
+        return await asyncio.shield(asyncio.wrap_future(future))
+    except asyncio.CancelledError:
+        future.add_done_callback(_give_up)
+        raise
+
+
+def _close(fds: Sequence[int]) -> None:
+    for fd in fds:
+        os.close(fd)
+
+
+def _give_up(future: Future[ExecSession]) -> None:
+    if not future.cancelled() and future.exception() is None:
+        future.result().close()
 
 
 async def _attend(

@@ -12,10 +12,8 @@ from aiohttp import web
 from nativert.agent.api.answers import CORE, NDJSON, Stream, gone, ok, query
 from nativert.agent.api.core import Core
 from nativert.agent.api.messages import EventsQuery, Follow, StatsQuery
-from nativert.errors import NativertError
-from nativert.fdu.states import State
 from nativert.runtime import logs as logging
-from nativert.runtime.observe import observe
+from nativert.runtime.supervision import acts
 from nativert.runtime.views import LogLine
 
 # How many lines are sent at once.
@@ -82,11 +80,7 @@ def _lines(
         return logging.read(directory, tail=asked.tail)
 
     def running() -> bool:
-        try:
-            seen = observe(core.context, core.context.store.get(uuid))
-        except NativertError:
-            return False  # Undefined meanwhile.
-        return wanted() and seen.state in (State.RUNNING, State.PAUSED, State.SCALING)
+        return wanted() and acts.log_goes_on(core.context, uuid)
 
     return logging.follow(directory, tail=asked.tail, running=running, waits=waits)
 

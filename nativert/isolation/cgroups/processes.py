@@ -63,8 +63,10 @@ def kill(directory: str, freezer: Freezer) -> None:
 
 
 def _kill_batch(directory: str, batch: list[int]) -> None:
-    handles = dict(_open(batch))
+    handles: dict[int, int] = {}
     try:
+        # One by one: those that were opened before one that is refused are closed too.
+        handles.update(_open(batch))
         # A pid may have been reused between the list and pidfd_open(2). What is listed
         # after it has been opened is either that process or, if reused, no longer it.
         members = set(pids(directory))

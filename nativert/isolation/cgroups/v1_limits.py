@@ -198,6 +198,9 @@ class V1Knobs:
         if "cpu_max" in which:
             if limits.cpu_max is None:
                 wanted.append((QUOTA, None))
+                if PERIOD in before:
+                    # A long one, of a small share, would stay, and be none of what is assumed.
+                    wanted.append((PERIOD, quota.PERIOD_US))
             else:
                 quota_us, period_us = quota.from_cores(limits.cpu_max)
                 wanted += [(PERIOD, period_us), (QUOTA, quota_us)]

@@ -3,32 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from nativert.isolation.network import nftables
 
 _IPTABLES_TABLES: Final = "/proc/net/ip_tables_names"
 
 
-def foreign_drops(bridge: str) -> list[str]:
-    """Return one sentence, with the rule that mends it, for each chain that drops by policy.
+class Drop(NamedTuple):
+    """A chain of somebody else's that drops by policy; `mend` are commands, parted by "; "."""
+
+    what: str
+    mend: str
+
+
+def foreign_drops(bridge: str) -> list[Drop]:
+    """Return the chains that keep the bridge's packets.
 
     No accept in the node's own table could help: a packet passes when every chain of the
     hook accepts it. OSError if the rule set cannot be listed.
     """
     found = policy_drops(nftables.listing("ruleset"), bridge)
     if _legacy_drops():
-        found.append(
-            "iptables-legacy chain FORWARD has policy DROP; "
-            f"mend: iptables-legacy -I FORWARD -i {bridge} -j ACCEPT; "
-            f"iptables-legacy -I FORWARD -o {bridge} -j ACCEPT"
-        )
+        rules = (f"iptables-legacy -I FORWARD -{side} {bridge} -j ACCEPT" for side in "io")
+        found.append(Drop("iptables-legacy chain FORWARD has policy DROP", "; ".join(rules)))
     return found
 
 
-def policy_drops(ruleset: Sequence[dict[str, Any]], bridge: str) -> list[str]:
-    """Return the sentences for a rule set as libnftables-json(5) lists it."""
-    found: list[str] = []
+def policy_drops(ruleset: Sequence[dict[str, Any]], bridge: str) -> list[Drop]:
+    """Return those of a rule set as libnftables-json(5) lists it."""
+    found: list[Drop] = []
     for entry in ruleset:
         chain = entry.get("chain", {})
         if chain.get("hook") != "forward" or chain.get("policy") != "drop":
@@ -42,7 +46,7 @@ def policy_drops(ruleset: Sequence[dict[str, Any]], bridge: str) -> list[str]:
         rules = "; ".join(
             f"nft insert rule {where} {side}name {bridge} accept" for side in ("iif", "oif")
         )
-        found.append(f"nftables chain {where} has policy drop; mend: {rules}")
+        found.append(Drop(f"nftables chain {where} has policy drop", rules))
     return found
 
 

@@ -6,6 +6,7 @@ the next one, and one that comes twice changes nothing.
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable
 from ipaddress import IPv4Address, IPv4Network
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from nativert.runtime.node import Node
     from nativert.store.locks import InstanceLock
 
+_SCRIPT_S: Final = 300.0
 _ROOM: Final = 2  # times the data: as they came, and unpacked
 
 
@@ -251,7 +253,9 @@ class Destination:
             row = context.store.update(row.uuid, env=msgspec.json.encode(offer.env).decode())
         failpoint("land.defined")
         self._node.report(row, State.MIGRATING)
-        here = configure(context, Observed(row, State.DEFINED, None, None))
+        fresh = Observed(row, State.DEFINED, None, None)
+        # One of a few threads is at work, and the source does not wait for ever.
+        here = configure(context, fresh, script_s=_SCRIPT_S)
         row = here.row
         failpoint("land.configured")
         if offer.live is not None:
@@ -303,6 +307,9 @@ class Destination:
             try:
                 with Incoming(directory) as incoming:
                     incoming.check(length, str(told))
+                    # What the script has left may write where the data are put.
+                    with context.init(row.uuid) as init:
+                        init.call({"verb": "signal", "signal": signal.SIGKILL, "all": True})
                     incoming.unpack(context.os, row.id_range, theirs)
                     failpoint("land.unpacked")
                     row = settling.enter(context, row, Phase.HELD)

@@ -10,13 +10,13 @@ import contextlib
 import hashlib
 import os
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Final, Self, cast
 
 from nativert.errors import Code, NativertError
 from nativert.isolation.syscalls import syncfs
-from nativert.runtime.backup import add_tree
+from nativert.runtime.backup import add_tree, tree_bytes
 from nativert.runtime.backup_archive import Writer
 from nativert.runtime.backup_tree import Tree
 from nativert.runtime.migration.messages import CHUNK_BYTES
@@ -70,16 +70,7 @@ def pack(directory: Path, output: Pieces) -> str:
 
 def size(directory: Path) -> int:
     """Return the bytes of what `pack` sends of *directory*, as far as they can be counted."""
-    return sum(_size(directory / part) for part in _PARTS if (directory / part).is_dir())
-
-
-def _size(top: Path) -> int:
-    total = 0
-    for _, _, files, fd in os.fwalk(top, follow_symlinks=False):
-        for name in files:
-            with contextlib.suppress(OSError):
-                total += os.stat(name, dir_fd=fd, follow_symlinks=False).st_size
-    return total
+    return sum(tree_bytes(directory / part) for part in _PARTS)
 
 
 class Incoming:
@@ -143,15 +134,10 @@ class Incoming:
             for tree in trees.values():
                 open_trees.callback(tree.close)
             file.seek(0)
-            tar: Any
-            with tarfile.open(fileobj=file, mode="r:", errors="surrogateescape") as tar:
-                for member in tar:
-                    found = trees.get(member.name.split("/")[0])
-                    if found is not None:
-                        _check(member)
-                        found.put(member, tar.extractfile(member) if member.isreg() else None)
-                    # Kept by tarfile for each member, and there may be millions.
-                    tar.members = []
+            try:
+                _take_out(file, trees)
+            except (tarfile.TarError, ValueError, EOFError) as e:
+                raise NativertError(f"the data are no archive: {e}", code=Code.MIGRATE) from e
             for tree in trees.values():
                 tree.finish()
         syncfs(self._fd)
@@ -159,6 +145,18 @@ class Incoming:
     def remove(self) -> None:
         """Forget the stream."""
         self.path.unlink(missing_ok=True)
+
+
+def _take_out(file: BinaryIO, trees: Mapping[str, Tree]) -> None:
+    tar: Any
+    with tarfile.open(fileobj=file, mode="r:", errors="surrogateescape") as tar:
+        for member in tar:
+            found = trees.get(member.name.split("/")[0])
+            if found is not None:
+                _check(member)
+                found.put(member, tar.extractfile(member) if member.isreg() else None)
+            # Kept by tarfile for each member, and there may be millions.
+            tar.members = []
 
 
 def _check(member: tarfile.TarInfo) -> None:

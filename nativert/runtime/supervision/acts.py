@@ -22,7 +22,7 @@ from nativert.runtime import pause as pauses
 from nativert.runtime import run as runs
 from nativert.runtime.context import Context, descriptor_of
 from nativert.runtime.failpoints import failpoint
-from nativert.runtime.observe import Observed
+from nativert.runtime.observe import Observed, observe
 from nativert.runtime.views import End
 from nativert.store.durable import Row
 
@@ -42,6 +42,26 @@ def waits(row: Row) -> bool:
     if descriptor_of(row.descriptor, row.name).native.restart.policy == "never":
         return False
     return retry is None or retry.run != row.run_count or retry.at is not None
+
+
+def log_goes_on(context: Context, uuid: str) -> bool:
+    """Tell whether the log of an instance may still grow: it runs, or is to be started again."""
+    try:
+        seen = observe(context, context.store.get(uuid))
+    except NativertError:
+        return False  # Undefined meanwhile.
+    return seen.state in (State.RUNNING, State.PAUSED, State.SCALING) or waits(seen.row)
+
+
+def left_alone(row: Row) -> bool:
+    """Tell whether one that does not run is not to be started for another's sake.
+
+    It waits for a start of its own, has given up, or an operator has stopped it.
+    """
+    retry = restart.decode(row.retry)
+    if row.wanted != State.RUNNING.value:
+        return row.run_count > 0
+    return waits(row) or (retry is not None and retry.run == row.run_count and retry.gave_up)
 
 
 def _after_boot(row: Row, end: End | None) -> bool:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _WITH_APPLICATION: Final = (State.RUNNING, State.PAUSED, State.SCALING)
 _WITH_SANDBOX: Final = (*_WITH_APPLICATION, State.CONFIGURED)
 _BUSY_S: Final = 0.2
+_FOLLOW_AGAIN_S: Final = 1.0
 _INIT_TIMEOUT_S: Final = 2.0
 
 
@@ -48,29 +49,31 @@ class Looks:
             # It may have ended by itself, which no operation has reported.
             self._node.report(seen.row, seen.state)
         watched.state = seen.state
-        self._follow(watched, seen)
+        followed = self._follow(watched, seen)
         self._attend(watched, seen)
-        row = seen.row
-        if seen.state in (State.CONFIGURED, State.DEFINED) and row.wanted == State.RUNNING.value:
-            self._wanted(watched, seen)
-        else:
-            watched.next_start = None
+        wanted = ended and seen.row.wanted == State.RUNNING.value
+        next_look = self._wanted(watched, seen) if wanted else None
+        if not followed:
+            again = time.monotonic() + _FOLLOW_AGAIN_S
+            next_look = min(again, next_look or again)
+        watched.next_look = next_look
 
     def _busy(self, watched: Watched) -> bool:
         # An operation is on it: a worker must not wait for a grace of an hour.
         if not self._node.context.lock(watched.uuid).busy():
             return False
-        watched.next_start = time.monotonic() + _BUSY_S
+        watched.next_look = time.monotonic() + _BUSY_S
         return True
 
-    def _follow(self, watched: Watched, seen: Observed) -> None:
+    def _follow(self, watched: Watched, seen: Observed) -> bool:
+        """Hear of the end of what runs from now on; False if its init has not answered."""
         facts = seen.facts
         init = (None, None) if facts is None else (facts.init_pid, facts.init_start)
         if watched.init != init or (watched.follow is not None and watched.follow.fileno() < 0):
             self._supervisor.unregister(watched)
             watched.init = init
         if facts is None or init == (None, None):
-            return
+            return True
         try:
             if watched.follow is None:
                 channel = self._node.context.init(watched.uuid, timeout_s=_INIT_TIMEOUT_S)
@@ -83,7 +86,8 @@ class Looks:
         except (OSError, EOFError):
             # It ends, or is busy: asked again until the next look finds it gone.
             self._supervisor.unregister(watched)
-            watched.next_start = time.monotonic() + 1.0
+            return False
+        return True
 
     def _attend(self, watched: Watched, seen: Observed) -> None:
         facts = seen.facts
@@ -96,32 +100,46 @@ class Looks:
             health = descriptor_of(seen.row.descriptor, seen.row.name).native.health
             watched.checks = None if health is None else Checks.begin(health, facts.run, now)
 
-    def _wanted(self, watched: Watched, seen: Observed) -> None:
+    def _wanted(self, watched: Watched, seen: Observed) -> float | None:
+        """Have it started again if it is time; return when it will be."""
         retry = acts.decide(
             self._node, watched.uuid, healthy_s=self._healthy_s(watched, seen), now=self._now()
         )
         watched.running_since, watched.checks = None, None
         left_s = None if retry is None else restart.left_s(retry, self._now())
         if left_s is None:
-            watched.next_start = None
-        elif left_s > 0:
-            watched.next_start = time.monotonic() + left_s
-        else:
-            self._start(watched)
+            return None
+        if watched.planned != retry:
+            # Once: a clock that is set back would make it the whole wait, again and again.
+            watched.planned, watched.start_at = retry, time.monotonic() + left_s
+        start_at = max(watched.start_at, watched.not_before)
+        if start_at > time.monotonic():
+            return start_at
+        self._supervisor.act(watched, self._start)
+        return None
 
     def _start(self, watched: Watched) -> None:
-        if not self._supervisor.starts.ready(watched.uuid):
-            watched.next_start = time.monotonic() + _BUSY_S
-            return
         try:
+            wait_s = self._ready(watched)
+            if wait_s is not None:
+                watched.not_before = time.monotonic() + wait_s
+                return
             acts.start_again(self._node, watched.uuid)
+        except UnknownInstanceError:
+            pass  # The look that follows forgets it.
         except NativertError:
             # It has been told. No run has come of it, so the same end is decided anew.
-            again = acts.decide(self._node, watched.uuid, healthy_s=0.0, now=self._now(), anew=True)
-            left_s = None if again is None else restart.left_s(again, self._now())
-            watched.next_start = None if left_s is None else time.monotonic() + left_s
-            return
-        self._supervisor.changed(watched.uuid)
+            acts.decide(self._node, watched.uuid, healthy_s=0.0, now=self._now(), anew=True)
+        watched.brought.clear()
+
+    def _ready(self, watched: Watched) -> float | None:
+        try:
+            return self._supervisor.starts.ready(watched.uuid, watched.brought)
+        except UnknownInstanceError:
+            raise
+        except NativertError as e:
+            acts.no_dependency(self._node, watched.uuid, e.message)
+            raise
 
     def _healthy_s(self, watched: Watched, seen: Observed) -> float:
         end = seen.end

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 _START_S: Final = 30.0
 _PAUSE_S: Final = 0.05
+# How soon one that waits for another asks again: just started, or left to itself.
+_SOON_S: Final = 0.2
+_LOOK_S: Final = 1.0
 _STOPPERS: Final = 32
 
 
@@ -45,31 +48,49 @@ class Starts:
                 self._bring_up(dependency)
                 self._await(dependency)
             except NativertError as e:
-                note = f"its dependency {dependency.name} does not run: {e.message}"
+                note = _in_vain(dependency, e.message)
                 acts.no_dependency(self._node, row.uuid, note)
                 raise NativertError(
                     f"{row.name}: {note}", code=Code.RUN, hint=f"start {dependency.name} first"
                 ) from e
 
-    def ready(self, uuid: str) -> bool:
-        """Tell whether all that an instance depends on runs; begin to start what does not.
+    def ready(self, uuid: str, brought: set[str]) -> float | None:
+        """Begin to start what an instance depends on; None where all of it runs.
 
-        For those who must not wait. A dependency that cannot come up is tried again.
+        For its supervision, which must not wait: else it is to ask again after these seconds.
+        What an operator has stopped is left so, and what gave up or waits has a time of its own.
+        *brought* is what was started for this attempt: once. NativertError for what is not
+        there, cannot be started, or has been in vain.
         """
         store = self._node.context.store
         row = store.get(uuid)
         if not descriptor_of(row.descriptor, row.name).depends_on:
-            return True
-        ready = True
+            return None
+        # In the order of starting: one that is not up yet may be needed by the next.
         for dependency in dependencies.needed(store.rows(), row):
             if self._up(dependency):
                 continue
-            ready = False
-            try:
-                self._bring_up(dependency)
-            except NativertError:
-                break  # Told as its own failure.
-        return ready
+            seen = self._node.look(dependency.uuid)
+            if seen.state not in (State.CONFIGURED, State.DEFINED) or acts.left_alone(seen.row):
+                return _LOOK_S
+            if dependency.uuid in brought:
+                message = seen.state.value if seen.end is None else seen.end.message
+                raise NativertError(_in_vain(dependency, message), code=Code.RUN)
+            brought.add(dependency.uuid)
+            self._start_again(seen.row)
+            if not self._up(dependency):
+                return _SOON_S
+        return None
+
+    def _start_again(self, row: Row) -> None:
+        try:
+            if row.wanted == State.RUNNING.value:
+                acts.start_again(self._node, row.uuid)
+            else:
+                self._bring_up(row)
+        except NativertError as e:
+            raise NativertError(_in_vain(row, e.message), code=Code.RUN) from e
+        self._supervisor.also(row.uuid)
 
     def _up(self, row: Row) -> bool:
         if self._node.look(row.uuid).state is not State.RUNNING:
@@ -124,6 +145,10 @@ class Starts:
                 list(pool.map(stop, level))
         if failures:
             raise ExceptionGroup("some instances could not be stopped", failures)
+
+
+def _in_vain(row: Row, why: str) -> str:
+    return f"its dependency {row.name} does not run: {why}"
 
 
 def _patience_s(health: Health | None) -> float:

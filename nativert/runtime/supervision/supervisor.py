@@ -14,15 +14,15 @@ import select
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from nativert.errors import NativertError
 from nativert.runtime import edges
-from nativert.runtime.context import descriptor_of
+from nativert.runtime.pool import Pool
 from nativert.runtime.supervision import acts
+from nativert.runtime.supervision.checking import Checking
 from nativert.runtime.supervision.look import Looks
-from nativert.runtime.supervision.probe import probe
 from nativert.runtime.supervision.reconcile import Reconciler
 from nativert.runtime.supervision.starts import Starts
 from nativert.runtime.supervision.watched import Watched
@@ -32,8 +32,14 @@ if TYPE_CHECKING:
 
 RECONCILE_S: Final = 5.0
 _LOOK_S: Final = 1.0
-_WORKERS: Final = 8
+_AGAIN_S: Final = 1.0
+_LONGEST_AGAIN_S: Final = 60.0
+# Looks are short. What fetches, starts, or waits for a grace has threads of its own, and is
+# not waited for at the end: the next look settles what stands half-way.
+_LOOKERS: Final = 8
+_ACTORS: Final = 32
 _PROBES: Final = 8
+_SETTLING_S: Final = 10.0
 
 
 class Supervisor:
@@ -59,12 +65,14 @@ class Supervisor:
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._poll.register(self._wake, select.POLLIN)
         self._closing = threading.Event()
-        self._workers = ThreadPoolExecutor(_WORKERS, thread_name_prefix="supervise")
-        self._probes = ThreadPoolExecutor(_PROBES, thread_name_prefix="probe")
+        self._lookers = Pool("supervise", _LOOKERS)
+        self._actors = Pool("act", _ACTORS)
+        self._probes = Pool("probe", _PROBES)
         self._looks = Looks(node, self, now)
+        self._checking = Checking(node, self)
         self.starts = Starts(node, self)
         self._reconciler = Reconciler(node) if only is None else None
-        self._reconcile_s = reconcile_s
+        self.reconcile_s = reconcile_s
         self._reconciling = False
         self._cursor = 0
         self._version = -1
@@ -82,7 +90,11 @@ class Supervisor:
                 self.changed(row.uuid)
         self._thread.start()
         if self._reconciler is not None:
-            self._workers.submit(self._guarded, self._first_round)
+            self._lookers.submit(partial(self._guarded, self._first_round))
+
+    def alive(self) -> bool:
+        """Tell whether its thread is at work."""
+        return self._thread.is_alive()
 
     def changed(self, uuid: str) -> None:
         """Look at an instance soon; from any thread, never waits."""
@@ -95,9 +107,12 @@ class Supervisor:
                 return
             watched.looking = True
         try:
-            self._workers.submit(self._guarded, lambda: self._look(watched))
-        except RuntimeError:
-            pass  # Closed meanwhile.
+            self._lookers.submit(partial(self._guarded, partial(self._look, watched)))
+        except NativertError:
+            # No thread now: the supervisor's own asks again.
+            with self._mutex:
+                watched.looking = False
+            watched.next_look = time.monotonic() + _AGAIN_S
 
     def update_fdu_status(self, fdu: str, instance: str, status: str) -> None:
         """Hear of an operation, as a `Reporter`."""
@@ -148,8 +163,9 @@ class Supervisor:
         self._notify()
         if self._thread.ident is not None:
             self._thread.join()
-        self._workers.shutdown(cancel_futures=True)
-        self._probes.shutdown(cancel_futures=True)
+        deadline = time.monotonic() + _SETTLING_S
+        for pool in (self._lookers, self._actors, self._probes):
+            pool.close(max(0.0, deadline - time.monotonic()))
         self.node.attend(None)
         for watched in self._watched.values():
             watched.close()
@@ -158,25 +174,32 @@ class Supervisor:
     # -- the thread --------------------------------------------------------------------
 
     def _run(self) -> None:
-        look_at = reconcile_at = time.monotonic()
-        reconcile_at += self._reconcile_s
+        self._look_at = time.monotonic()
+        self._reconcile_at = self._look_at + self.reconcile_s
         while not self._closing.is_set():
-            now = time.monotonic()
-            due = min(self._due(now), look_at)
-            for fd, _ in self._poll.poll(max(0, int((due - now) * 1000) + 1)):
-                if fd == self._wake:
-                    with contextlib.suppress(BlockingIOError):
-                        os.eventfd_read(self._wake)
-                else:
-                    self._heard(fd)
-            now = time.monotonic()
-            if now >= look_at:
-                look_at = now + _LOOK_S
-                self._look_around()
-            if self._reconciler is not None and now >= reconcile_at and not self._reconciling:
-                reconcile_at = now + self._reconcile_s
-                self._reconciling = True
-                self._workers.submit(self._guarded, self._reconcile)
+            try:
+                self._turn()
+            except NativertError as e:
+                # No thread can be made, say: it must not end with that.
+                self._told(e)
+                self._closing.wait(_AGAIN_S)
+
+    def _turn(self) -> None:
+        now = time.monotonic()
+        due = min(self._due(now), self._look_at)
+        for fd, _ in self._poll.poll(max(0, int((due - now) * 1000) + 1)):
+            if fd == self._wake:
+                with contextlib.suppress(BlockingIOError):
+                    os.eventfd_read(self._wake)
+            else:
+                self._heard(fd)
+        now = time.monotonic()
+        if now >= self._look_at:
+            self._look_at = now + _LOOK_S
+            self._look_around()
+        if self._reconciler is not None and now >= self._reconcile_at and not self._reconciling:
+            self._reconcile_at = now + self.reconcile_s
+            self._lookers.submit(partial(self._guarded, self._reconcile))
 
     def _due(self, now: float) -> float:
         """Begin what is due; return when the next one is."""
@@ -184,18 +207,18 @@ class Supervisor:
         with self._mutex:
             every = list(self._watched.values())
         for watched in every:
-            if watched.next_start is not None:
-                if watched.next_start <= now:
-                    watched.next_start = None
+            if watched.next_look is not None:
+                if watched.next_look <= now:
+                    watched.next_look = None
                     self.changed(watched.uuid)
                 else:
-                    soonest = min(soonest, watched.next_start)
+                    soonest = min(soonest, watched.next_look)
             checks = watched.checks
             if checks is not None and not watched.probing and watched.running_since is not None:
                 if checks.due <= now:
                     # One at a time, and the next is due only after its end: none pile up.
+                    self._probes.submit(partial(self._guarded, partial(self._probe, watched)))
                     watched.probing = True
-                    self._probes.submit(self._guarded, self._prober(watched))
                 else:
                     soonest = min(soonest, checks.due)
         return soonest
@@ -238,55 +261,64 @@ class Supervisor:
         try:
             body()
         except (NativertError, OSError) as e:
-            if not self._closing.is_set():
-                data = edges.encode({"message": str(e)})
-                self.node.context.store.note("", "supervision-failed", data)
+            self._told(e)
+
+    def _told(self, error: Exception) -> None:
+        if not self._closing.is_set():
+            data = edges.encode({"message": str(error)})
+            self.node.context.store.note("", "supervision-failed", data)
 
     def _look(self, watched: Watched) -> None:
+        failed = True
         try:
             self._looks.look(watched)
+            failed = False
         finally:
             with self._mutex:
                 watched.looking, again, watched.again = False, watched.again, False
-            if again:
+            if failed:
+                # Such as a store that takes nothing: asked again, but not at once.
+                watched.next_look = time.monotonic() + _AGAIN_S
+            elif again:
                 self.changed(watched.uuid)
             self._notify()
 
-    def _prober(self, watched: Watched) -> Callable[[], None]:
-        def body() -> None:
-            try:
-                self._probe(watched)
-            finally:
-                watched.probing = False
-                self._notify()
+    def act(self, watched: Watched, body: Callable[[Watched], None]) -> None:
+        """Have a thread do *body*, which may take long; one at a time for an instance."""
+        with self._mutex:
+            if watched.acting:
+                return
+            watched.acting = True
+        try:
+            self.soon(partial(self._act, watched, body))
+        except NativertError:
+            watched.acting = False
+            raise
 
-        return body
+    def _act(self, watched: Watched, body: Callable[[Watched], None]) -> None:
+        try:
+            body(watched)
+            watched.faults = 0
+        except BaseException:
+            # What it has done could not be noted, nor that it has failed.
+            watched.faults += 1
+            delay_s = min(_AGAIN_S * 2.0 ** min(watched.faults, 10), _LONGEST_AGAIN_S)
+            watched.not_before = time.monotonic() + delay_s
+            raise
+        finally:
+            watched.acting = False
+            self.changed(watched.uuid)
 
     def _probe(self, watched: Watched) -> None:
-        checks = watched.checks
-        if checks is None:
-            return
-        checks.due = time.monotonic() + checks.health.interval_s
-        seen = self.node.look(watched.uuid)
-        facts = seen.facts
-        if facts is None or facts.run != checks.run or seen.state.value != "RUNNING":
-            return
-        result = probe(self.node.context, seen.row, facts, checks.health)
-        after = self.node.look(watched.uuid)
-        if after.state.value != "RUNNING" or after.facts is None or after.facts.run != checks.run:
-            return  # Paused, stopped or started anew meanwhile: it says nothing.
-        change = checks.note(result, time.monotonic())
-        if change is None:
-            return
-        data = edges.encode({"message": result.text, "failures": checks.failures})
-        self.node.context.store.note(watched.uuid, change, data)
-        policy = descriptor_of(seen.row.descriptor, seen.row.name).native.restart.policy
-        if change == "unhealthy" and policy != "never":
-            note = f"{checks.failures} failures, the last: {result.text}"
-            self._workers.submit(
-                self._guarded,
-                lambda: acts.stop_unhealthy(self.node, watched.uuid, checks.run, note),
-            )
+        try:
+            self._checking.check(watched)
+        finally:
+            watched.probing = False
+            self._notify()
+
+    def soon(self, act: Callable[[], None]) -> None:
+        """Have a thread do what may take long."""
+        self._actors.submit(partial(self._guarded, act))
 
     def _first_round(self) -> None:
         acts.make_up(self.node)
@@ -296,6 +328,7 @@ class Supervisor:
             self.node.context.store.note("", kind, data)
 
     def _reconcile(self) -> None:
+        self._reconciling = True
         try:
             if self._reconciler is not None:
                 self._reconciler.round()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from nativert.fdu.restart import Retry
 from nativert.fdu.states import State
 from nativert.runtime.supervision.follow import Follow
 from nativert.runtime.supervision.health import Checks
@@ -11,7 +12,10 @@ from nativert.runtime.supervision.health import Checks
 
 @dataclass(slots=True)
 class Watched:
-    """One instance. Only `looking` and `again` are used by more than one thread at a time."""
+    """One instance. Only `looking`, `again` and `acting` are of more than one thread at a time.
+
+    Times are of time.monotonic(): the other clock may be set.
+    """
 
     uuid: str
     state: State = State.DEFINED
@@ -21,9 +25,19 @@ class Watched:
     running_since: float | None = None
     checks: Checks | None = None
     probing: bool = False
-    next_start: float | None = None
+    # When to look again, unasked.
+    next_look: float | None = None
+    # The decision that is waited for, until when, and before when nothing is tried all the same.
+    planned: Retry | None = None
+    start_at: float = 0.0
+    not_before: float = 0.0
+    # What has been started for this attempt, because this instance depends on it.
+    brought: set[str] = field(default_factory=set)
+    # Attempts in a row that could not even be noted.
+    faults: int = 0
     looking: bool = False
     again: bool = False
+    acting: bool = False
 
     def close(self) -> None:
         """Close the connection to its init."""

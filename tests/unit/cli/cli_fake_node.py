@@ -38,7 +38,8 @@ class FakeNode:
         self.on_wait: Callable[[], None] = lambda: None
         self.on_stop: Callable[[], None] = lambda: None
 
-    def open(self, *, root: object, here: bool) -> FakeNode:
+    def open(self, *, root: object, here: bool, new: bool) -> FakeNode:
+        self.new = new
         self.opened.append((root, here))
         return self
 

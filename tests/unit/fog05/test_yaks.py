@@ -208,5 +208,5 @@ except nativert.errors.NativertError as e:
     print(e.message, e.hint)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    text = "zenoh: the package eclipse-zenoh is not installed install nativert with the extra"
+    text = "zenoh: the package eclipse-zenoh is not installed scripts/setup --zenoh, or"
     assert text in done.stdout, done.stderr

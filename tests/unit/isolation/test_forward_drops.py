@@ -35,9 +35,9 @@ def rule(side: str, bridge: str = BRIDGE, verdict: str = "accept", **more: Any) 
 @pytest.mark.parametrize("family", ["ip", "inet"])
 def test_a_drop_policy_is_told_with_both_rules(family: str) -> None:
     [drop] = policy_drops([{"metainfo": {}}, chain(family)], BRIDGE)
-    assert f"{family} filter FORWARD" in drop
+    assert f"{family} filter FORWARD" in drop.what
     for side in ("iifname", "oifname"):
-        assert f"nft insert rule {family} filter FORWARD {side} {BRIDGE} accept" in drop
+        assert f"nft insert rule {family} filter FORWARD {side} {BRIDGE} accept" in drop.mend
 
 
 @pytest.mark.parametrize(

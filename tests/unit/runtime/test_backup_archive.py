@@ -89,14 +89,17 @@ def test_a_device_is_refused(tmp_path: Path) -> None:
         archive.verify(written(tmp_path / "b", add))
 
 
-def test_a_file_that_shrinks_is_filled_up(tmp_path: Path) -> None:
+def test_a_file_that_shrinks_is_filled_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = tmp_path / "source"
     source.write_bytes(b"x" * 5000)
-    with source.open("rb") as file:
-        file.seek(4000)  # As if the rest had been cut off.
+    with source.open("r+b") as file:
+        before = os.fstat(file.fileno())
+        file.truncate(1000)
 
         def add(writer: Writer) -> None:
-            writer.add_file(f"i/{UUID}/log/current", file.fileno())
+            with monkeypatch.context() as patched:
+                patched.setattr(os, "fstat", lambda _: before)
+                writer.add_file(f"i/{UUID}/log/current", file.fileno())
 
         made = written(tmp_path / "b", add)
     archive.verify(made)
@@ -140,3 +143,122 @@ def test_the_tree_keeps_modes_and_times(tmp_path: Path) -> None:
         assert status.st_mode & 0o7777 == mode
         assert status.st_mtime == 1000
     os.chmod(tmp_path / "d", 0o700)
+
+
+def sparse(path: Path, size: int, *data: tuple[int, bytes]) -> None:
+    with path.open("wb") as file:
+        file.truncate(size)
+        for offset, piece in data:
+            file.seek(offset)
+            file.write(piece)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        (),
+        ((0, b"begin"),),
+        ((3 << 20, b"middle"), ((3 << 20) + 70_000, b"near")),
+        ((0, b"begin"), (40 << 20, b"x" * 3_000_000), ((64 << 20) - 4, b"end!")),
+    ],
+)
+def test_holes_are_neither_saved_nor_filled(
+    tmp_path: Path, data: tuple[tuple[int, bytes], ...]
+) -> None:
+    source = tmp_path / "source"
+    sparse(source, 64 << 20, *data)
+    (tmp_path / "after").write_bytes(b"after")
+
+    def add(writer: Writer) -> None:
+        for name in ("source", "after"):
+            with (tmp_path / name).open("rb") as file:
+                writer.add_file(f"i/{UUID}/data/{name}", file.fileno())
+
+    made = written(tmp_path / "b", add)
+    assert made.stat().st_size < 6 << 20
+    archive.verify(made)
+    top = tmp_path / "top"
+    top.mkdir()
+    tree = Tree(top, owner=lambda _: os.getuid())
+    with archive.opened(made) as tar:
+        for member in tar:
+            if member.name.startswith("i/"):
+                tree.put(member, tar.extractfile(member))
+    tree.finish()
+    tree.close()
+    back = top / "i" / UUID / "data" / "source"
+    assert back.read_bytes() == source.read_bytes()
+    assert back.stat().st_blocks * 512 < 6 << 20
+    assert back.with_name("after").read_bytes() == b"after"
+
+
+def test_a_map_of_holes_that_leads_elsewhere_is_refused(tmp_path: Path) -> None:
+    top = tmp_path / "top"
+    top.mkdir()
+    tree = Tree(top, owner=lambda _: os.getuid())
+    for pairs in ([(-4, 4)], [(0, 1 << 40)], [(90, 20)]):
+        member = tarfile.TarInfo(f"f{pairs[0][0]}{pairs[0][1]}")
+        member.size = 100
+        member.sparse = pairs  # type: ignore[assignment]
+        with pytest.raises(OSError, match="map of holes"):
+            tree.put(member, io.BytesIO(b"x" * 100))
+
+
+@pytest.mark.parametrize("kind", [tarfile.DIRTYPE, tarfile.FIFOTYPE, tarfile.REGTYPE])
+def test_a_link_in_the_place_of_what_was_made_changes_nothing_else(
+    tmp_path: Path, kind: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    victim, top = tmp_path / "victim", tmp_path / "top"
+    victim.write_text("kept")
+    victim.chmod(0o600)
+    top.mkdir()
+    tree = Tree(top, owner=lambda _: os.getuid())
+    member = tarfile.TarInfo("it")
+    member.type, member.mode = kind, 0o4777
+
+    def swap() -> None:
+        # What an application does that owns the directory.
+        (top / "it").rename(top / "away")
+        (top / "it").symlink_to(victim)
+
+    if kind == tarfile.DIRTYPE:
+        tree.put(member, None)
+        swap()
+        with pytest.raises(OSError, match="Not a directory"):
+            tree.finish()
+    else:
+        fstat = os.fstat
+
+        def late(fd: int) -> os.stat_result:
+            if not (top / "away").exists():
+                swap()
+            return fstat(fd)
+
+        monkeypatch.setattr(os, "fstat", late)
+        tree.put(member, io.BytesIO(b"") if kind == tarfile.REGTYPE else None)
+        assert (top / "away").lstat().st_mode & 0o7777 == 0o4777
+    assert victim.stat().st_mode & 0o7777 == 0o600
+    assert victim.read_text() == "kept"
+
+
+def test_a_link_made_before_a_fifo_is_opened_is_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    victim, top = tmp_path / "victim", tmp_path / "top"
+    victim.write_text("kept")
+    victim.chmod(0o600)
+    top.mkdir()
+    mkfifo = os.mkfifo
+
+    def made(name: str, mode: int, *, dir_fd: int) -> None:
+        mkfifo(name, mode, dir_fd=dir_fd)
+        (top / "it").unlink()
+        (top / "it").symlink_to(victim)
+
+    monkeypatch.setattr(os, "mkfifo", made)
+    tree = Tree(top, owner=lambda _: os.getuid())
+    member = tarfile.TarInfo("it")
+    member.type, member.mode = tarfile.FIFOTYPE, 0o666
+    with pytest.raises(OSError, match="taken its place"):
+        tree.put(member, None)
+    assert victim.stat().st_mode & 0o7777 == 0o600

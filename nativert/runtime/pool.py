@@ -1,17 +1,18 @@
 """Threads for what blocks: a bounded number, made when needed, gone when idle.
 
 Unlike concurrent.futures' they are daemons: an operation that takes an hour must not keep the
-agent from ending, since the next look at the instance settles what stands half-way.
+process from ending, since the next look at the instance settles what stands half-way.
 """
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import TypeVar
+from typing import Any, TypeVar
+
+from nativert.errors import Code, NativertError
 
 _T = TypeVar("_T")
 _IDLE_S = 20.0
@@ -23,10 +24,11 @@ class Pool:
     def __init__(self, name: str, size: int) -> None:
         self._name = name
         self._size = size
-        self._jobs: deque[Callable[[], None]] = deque()
+        self._jobs: deque[tuple[Future[Any], Callable[[], None]]] = deque()
         self._changed = threading.Condition()
         self._threads = 0
         self._free = 0
+        self._closed = False
 
     @property
     def threads(self) -> int:
@@ -39,7 +41,10 @@ class Pool:
         return len(self._jobs)
 
     def submit(self, job: Callable[[], _T]) -> Future[_T]:
-        """Have a thread call *job*."""
+        """Have a thread call *job*; after `close` it is cancelled.
+
+        NativertError (BUSY) where there is no thread, and none can be made.
+        """
         future: Future[_T] = Future()
 
         def carry_out() -> None:
@@ -51,10 +56,12 @@ class Pool:
                 future.set_exception(e)
 
         with self._changed:
-            self._jobs.append(carry_out)
+            if self._closed:
+                future.cancel()
+                return future
+            self._jobs.append((future, carry_out))
             if self._free < len(self._jobs) and self._threads < self._size:
-                self._threads += 1
-                threading.Thread(target=self._work, name=self._name, daemon=True).start()
+                self._begin()
             else:
                 self._changed.notify()
         return future
@@ -64,7 +71,33 @@ class Pool:
 
         A caller that is cancelled leaves; the job goes on, if it has begun.
         """
+        import asyncio
+
         return await asyncio.wrap_future(self.submit(job))
+
+    def close(self, timeout_s: float) -> bool:
+        """Begin nothing more, and wait for what has begun; False if some of it goes on."""
+        with self._changed:
+            self._closed = True
+            while self._jobs:
+                self._jobs.popleft()[0].cancel()
+            self._changed.notify_all()
+            return self._changed.wait_for(lambda: not self._threads, timeout_s)
+
+    def _begin(self) -> None:
+        try:
+            threading.Thread(target=self._work, name=self._name, daemon=True).start()
+        except RuntimeError as e:
+            # EAGAIN of clone(2): memory, or a limit of tasks. Those that are there go on.
+            if not self._threads:
+                self._jobs.pop()
+                raise NativertError(
+                    f"no thread for {self._name} can be made: {e}",
+                    code=Code.BUSY,
+                    hint="try again in a moment",
+                ) from e
+        else:
+            self._threads += 1
 
     def _work(self) -> None:
         while (job := self._next()) is not None:
@@ -73,9 +106,11 @@ class Pool:
     def _next(self) -> Callable[[], None] | None:
         with self._changed:
             self._free += 1
-            self._changed.wait_for(lambda: self._jobs, timeout=_IDLE_S)
+            self._changed.wait_for(lambda: self._jobs or self._closed, timeout=_IDLE_S)
             self._free -= 1
             if self._jobs:
-                return self._jobs.popleft()
+                return self._jobs.popleft()[1]
             self._threads -= 1
+            if self._closed:
+                self._changed.notify_all()
             return None
