@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from agents import serving
-from nodes import driver_of, ended, make_document, until
+import scale
+from agents import Agent, serving
+from nodes import CLI, driver_of, ended, make_document, until
 
 from nativert.runtime.node import Node
 
@@ -85,3 +87,54 @@ def test_a_limit_that_was_wiped_is_repaired_by_the_agent(
             directory.write_text("max")
         until(lambda: cgroup.read().pids_max == 20, what="the limit is back")
         until(lambda: any(e.kind == "repaired" for e in node.events()), what="it is told")
+
+
+def test_the_log_of_one_that_is_started_again_is_followed_to_its_last_end(
+    cli: Cli, root: Path, tmp_path: Path
+) -> None:
+    thrice = {"restart": {"policy": "always", "max": 3, "backoff": "200ms", "backoff_max": "200ms"}}
+    with serving(root):
+        begin(cli, tmp_path, "app", shell="echo begun; sleep 0.3; exit 1", native=thrice)
+        done = cli("logs", "-f", "app")
+    assert (done.returncode, done.stdout) == (0, "begun\n" * 4)
+
+
+def under_way(agent: Agent) -> float:
+    """How many requests are being answered, this one among them."""
+    _, _, text = agent.request("GET", "/metrics")
+    found = re.search(rb"^nativert_agent_requests_in_flight (\S+)$", text, re.MULTILINE)
+    assert found is not None
+    return float(found[1])
+
+
+def test_starts_that_wait_for_another_keep_nobody_waiting(
+    cli: Cli, root: Path, tmp_path: Path
+) -> None:
+    never = {"health": {"exec": ["false"], "interval": "100ms", "retries": 1000}}
+    environment = os.environ | {"NATIVERT_ROOT": str(root)}
+    with serving(root) as agent:
+        begin(cli, tmp_path, "db", shell=SLEEP, native=never)
+        starting = []
+        # More than the agent has threads for what is quick.
+        for number in range(10):
+            file = tmp_path / "app.json"
+            file.write_text(
+                json.dumps(make_document(name=f"app{number}", shell=SLEEP, depends_on=["db"]))
+            )
+            assert cli("define", str(file)).returncode == 0
+            assert cli("configure", f"app{number}").returncode == 0
+        for number in range(10):
+            argv = [*CLI, "start", f"app{number}"]
+            starting.append(
+                subprocess.Popen(argv, env=environment, stderr=subprocess.PIPE, text=True)
+            )
+        with agent.client() as client:
+            # The requests are under way once the agent has counted them.
+            until(lambda: under_way(agent) > 10, what="all starts have come")
+            assert {row.state for row in client.list()} == {"RUNNING", "CONFIGURED"}
+            assert [process.poll() for process in starting] == [None] * 10
+            client.stop("db")
+        for process in starting:
+            _, told = process.communicate(timeout=scale.LONG_S)
+            assert process.returncode != 0
+            assert "its dependency db does not run" in told

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from nativert.runtime.local_os import LocalOs
 from nativert.runtime.walk import walk
 
 
@@ -56,8 +57,9 @@ def test_what_takes_the_place_of_a_directory_is_not_opened(
 
 
 def test_depth_costs_neither_descriptors_nor_frames(tmp_path: Path) -> None:
-    depth = 3000
-    fd = os.open(tmp_path, os.O_RDONLY)
+    depth, top = 3000, tmp_path / "top"
+    top.mkdir()
+    fd = os.open(top, os.O_RDONLY)
     for _ in range(depth):
         os.mkdir("d" * 20, dir_fd=fd)
         inner = os.open("d" * 20, os.O_RDONLY, dir_fd=fd)
@@ -65,7 +67,11 @@ def test_depth_costs_neither_descriptors_nor_frames(tmp_path: Path) -> None:
         fd = inner
     os.close(fd)
     before = len(os.listdir("/proc/self/fd"))
-    open_ = [len(os.listdir("/proc/self/fd")) for _ in walk(tmp_path)]
+    try:
+        open_ = [len(os.listdir("/proc/self/fd")) for _ in walk(top)]
+    finally:
+        # pytest's own removal does not come so deep.
+        LocalOs().remove_tree(top)
     assert len(open_) == depth + 1
     assert max(open_) <= before + 3
 
