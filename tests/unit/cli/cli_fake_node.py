@@ -15,7 +15,7 @@ from typing import Self
 import msgspec
 
 from nativert.errors import Code, NativertError, TransitionError, UnknownInstanceError
-from nativert.runtime.views import Check, End, Entry, Figures, Instance, Leftover, LogLine
+from nativert.runtime.views import Check, End, Entry, Event, Figures, Instance, Leftover, LogLine
 
 UUIDS = [f"{n:08x}-1111-4111-8111-111111111111" for n in range(1, 10)]
 
@@ -34,12 +34,13 @@ class FakeNode:
         self.checks: list[Check] = []
         self.leftovers: list[Leftover] = []
         self.files: dict[str, bytes] = {}
+        self.happened: list[Event] = []
         self.broken_after: int | None = None
         self.on_wait: Callable[[], None] = lambda: None
         self.on_stop: Callable[[], None] = lambda: None
 
     def open(self, *, root: object, here: bool, new: bool) -> FakeNode:
-        self.new = new
+        del new
         self.opened.append((root, here))
         return self
 
@@ -117,6 +118,9 @@ class FakeNode:
             raise self.fail["kill"]
         if signal == 9:
             self.finish(End(reason="signal", message="killed by SIGKILL", signal="SIGKILL"))
+
+    def events(self, after: int = 0, *, limit: int = 1000) -> list[Event]:
+        return [event for event in self.happened if event.seq > after][:limit]
 
     def undefine(self, ref: str) -> None:
         del self.rows[self._go("undefine", ref, "UNDEFINED", ("DEFINED",)).instance]

@@ -7,7 +7,7 @@ import json
 import pytest
 from cli_fake_node import UUIDS
 
-from nativert.errors import Code, NativertError
+from nativert.errors import Code, NativertError, TransitionError
 from nativert.runtime.views import End
 
 
@@ -200,3 +200,13 @@ def test_an_error_of_the_node_keeps_its_code_and_hint(node, nativert):
 
 DESCRIPTOR = """{"id": "app", "name": "app", "hypervisor": "BARE",
  "command": {"binary": "/bin/true", "args": []}}"""
+
+
+def test_a_refusal_speaks_of_the_command_that_is_meant(node, nativert):
+    node.add("web", "DEFINED")
+    node.fail["run"] = TransitionError("run", "DEFINED", ["undefine", "run"], name="web")
+    result = nativert("start", "web")
+    assert result.code == 4
+    assert result.err == (
+        "nativert: web: cannot start: the instance is DEFINED (allowed: undefine, start)\n"
+    )

@@ -238,3 +238,13 @@ def test_the_documentation_names_every_command_and_exit_code():
     table = text.partition("## Exit codes")[2].partition("## Errors")[0]
     documented = {int(number) for number in re.findall(r"^\| (\d+) \|", table, flags=re.MULTILINE)}
     assert {code.exit_code for code in Code} - {126, 127} <= documented
+
+
+def test_a_slip_in_the_root_is_no_node(nativert, monkeypatch, tmp_path):
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    there = tmp_path / "slip"
+    for command in (["ps"], ["stop", "web"], ["gc"], ["rm", "-f", "web"]):
+        result = nativert("--root", str(there), *command)
+        assert result.code == 3
+        assert f"no node keeps its state in {there}/var/lib/nativert" in result.err
+    assert not there.exists()

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from nativert.cli.main import main
-from nativert.runtime.views import Check, End, Leftover, LogLine
+from nativert.runtime.views import Check, End, Event, Leftover, LogLine
 
 PS_KEYS = [
     "instance",
@@ -36,6 +36,33 @@ def test_ps_shows_what_runs_and_all_with_a(node, nativert):
     every = json.loads(nativert("ps", "-a", "-o", "json").out)
     assert [row["name"] for row in every] == ["a", "b", "c", "d"]
     assert list(every[0]) == PS_KEYS
+
+
+def test_ps_q_is_for_xargs(node, nativert):
+    row = node.add("a", "RUNNING")
+    node.add("b", "DEFINED")
+    assert nativert("ps", "-q").out == f"{row.instance}\n"
+    assert len(nativert("ps", "-aq").out.splitlines()) == 2
+    assert json.loads(nativert("ps", "-q", "-o", "json").out) == [row.instance]
+
+
+def test_events_of_one_instance_by_name_or_prefix(node, nativert):
+    node.happened = [
+        Event(seq=seq, time=0.0, instance=instance, name=name, kind="started", data={})
+        for seq, (instance, name) in enumerate(
+            [("00000001-0", "web"), ("00000002-0", "db"), ("00000001-0", "renamed"), ("", "")], 1
+        )
+    ]
+
+    def shown(*args: str) -> list[int]:
+        lines = nativert("events", "-o", "json", *args).out.splitlines()
+        return [json.loads(line)["seq"] for line in lines]
+
+    assert shown() == [1, 2, 3, 4]
+    assert shown("db") == [2]
+    assert shown("00000001") == [1, 3]
+    assert shown("web", "db") == [1, 2]
+    assert shown("--after", "1", "web") == []
 
 
 def test_ps_is_aligned_plain_text_when_no_person_reads_it(node, nativert):
