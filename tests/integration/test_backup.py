@@ -312,3 +312,39 @@ def names_after_restore(root: Path, node: Node, file: Path) -> list[str]:
     restore(root, file, force=True)
     with Node(root) as opened:
         return [row.name for row in opened.list()]
+
+
+def test_what_an_application_lets_grow_without_data_fills_no_disk(
+    root: Path, make_node: MakeNode, file: Path
+) -> None:
+    node = make_node(root)
+    instance = start(node, name="holes", shell="truncate -s 1T /data/holes; echo up; sleep 1000")
+    data = node.paths.instance_lib(instance) / "data" / "holes"
+    until(lambda: data.exists() and data.stat().st_size == 1 << 40, what="it is there")
+    assert save(node.paths, file, data=True).bytes < 8 << 20
+    node.remove(instance, force=True)
+    node.close()
+    lose(root)
+    restore(root, file, force=False)
+    status = data.stat()
+    assert (status.st_size, status.st_blocks) == (1 << 40, 0)
+
+
+def test_no_room_is_told_before_it_is_used_up(
+    root: Path, make_node: MakeNode, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = make_node(root)
+    instance = start(node, name="big", shell="echo up; sleep 1000")
+    data = node.paths.instance_lib(instance) / "data" / "file"
+    data.write_bytes(b"x" * (3 << 20))
+    free = os.statvfs(file.parent)
+
+    def little(_: object) -> object:
+        return os.statvfs_result((*free[:4], (2 << 20) // free.f_frsize, *free[5:]))
+
+    monkeypatch.setattr(os, "statvfs", little)
+    with pytest.raises(NativertError, match="3 MiB are to be saved, and 2 MiB are free"):
+        save(node.paths, file, data=True)
+    assert not file.exists()
+    assert list(file.parent.glob(".nativert-backup-*")) == []
+    assert save(node.paths, file, data=False).instances == 1

@@ -118,6 +118,51 @@ def test_nobody_at_the_other_node(pair: Pair) -> None:
     assert pair.there.get(uuid).state == "RUNNING"
 
 
+def test_holes_arrive_as_holes(pair: Pair) -> None:
+    uuid = start(pair.here, name="mover", shell=APP)
+    made = "truncate -s 1T /data/holes; printf begin | dd of=/data/holes conv=notrunc 2>/dev/null"
+    assert run_inside(pair.here, uuid, "sh", "-c", made)[0] == 0
+    pair.move(uuid)
+    there = pair.there.paths.instance_lib(uuid) / "data" / "holes"
+    status = there.stat()
+    assert (status.st_size, status.st_blocks < 1024) == (1 << 40, True)
+    with there.open("rb") as file:
+        assert file.read(10) == b"begin" + bytes(5)
+
+
+def test_what_a_script_leaves_running_is_gone_before_the_data_come(pair: Pair) -> None:
+    # It would have all the time that unpacking takes to put links in the place of what is made.
+    script = "#!/bin/sh\n(while :; do date > /data/by-the-script; done) >/dev/null 2>&1 &\n"
+    configuration = {"conf_type": "SCRIPT", "script": script}
+    uuid = start(pair.here, name="mover", shell=APP, configuration=configuration)
+    at_source = pair.here.paths.instance_lib(uuid) / "data" / "by-the-script"
+    until(at_source.exists, what="it writes")
+    pair.move(uuid)
+    data = pair.there.paths.instance_lib(uuid) / "data"
+    (data / "by-the-script").unlink(missing_ok=True)
+    until(lambda: read(pair.there, uuid, "runs") == "run\nrun\n", what="the second run")
+    assert not (data / "by-the-script").exists()
+
+
+def test_a_script_that_does_not_end_ends_the_move(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nativert.runtime.migration.destination._SCRIPT_S", 0.5)
+    # Only where it lands: this one's first configure finds no file, the other's waits for ever.
+    script = "#!/bin/sh\ntest -e /host/again && exec sleep 1000; exit 0\n"
+    share = pair.here.paths.lib.parent / "share"
+    share.mkdir()
+    native = {"mounts": [{"source": str(share), "target": "/host"}]}
+    configuration = {"conf_type": "SCRIPT", "script": script}
+    uuid = start(pair.here, name="mover", shell=APP, native=native, configuration=configuration)
+    (share / "again").touch()
+    with pytest.raises(NativertError, match=r"configuration\.script has not ended after 0\.5 s"):
+        pair.move(uuid)
+    assert pair.here.get(uuid).state == "RUNNING"
+    assert pair.there.list() == []
+    assert_nothing_left(pair.there, pair.there.paths.root or Path("/"), uuid)
+
+
 def test_data_that_are_changed_on_the_way_are_refused(pair: Pair) -> None:
     uuid = start(pair.here, name="mover", shell=APP)
 

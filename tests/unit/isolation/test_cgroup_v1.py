@@ -372,3 +372,18 @@ def test_a_sampler_sees_later_values_and_no_missing_cgroup(
         hybrid.open("i-none").usage()
     with pytest.raises(FileNotFoundError):
         hybrid.open("i-none").read()
+
+
+def test_a_share_is_what_it_says_after_a_very_small_one(
+    cgroupfs: FakeCgroupfs, hybrid: Driver
+) -> None:
+    hybrid.prepare()
+    cgroup = hybrid.create("i-1")
+    before = Limits()
+    # The first has a longer period, which must not stay when the limit is off.
+    for cores in (0.005, None, 0.5, 0.005, 0.5, None, 2.0):
+        limits = Limits(cpu_max=cores)
+        assert cgroup.apply(limits, since=before) == limits
+        assert cgroup.read() == limits
+        before = limits
+    assert cgroupfs.get(f"cpu/{PARENT}/i-1/cpu.cfs_period_us") == "100000"
