@@ -112,6 +112,12 @@ class Client:
         return self._wire.ask("POST", "/v1/instances", Instance, asked)
 
     @_or_alone
+    def redefine(self, ref: str, descriptor: Descriptor) -> Instance:
+        """Have *descriptor* in the place of a DEFINED instance's own; its /data and log stay."""
+        asked = {"descriptor": msgspec.Raw(descriptors.encode(descriptor))}
+        return self._wire.ask("POST", f"{_one(ref)}/redefine", Instance, asked)
+
+    @_or_alone
     def configure(self, ref: str, *, progress: Progress | None = None) -> Instance:
         """Fetch the image; make cgroups, namespaces, root file system, network."""
         answer: Instance | NativertError = lost()

@@ -16,22 +16,38 @@ from nativert.errors import Code, NativertError
 from nativert.runtime.views import Instance
 
 if TYPE_CHECKING:
+    from nativert.fdu.descriptor import Descriptor
     from nativert.runtime.facade import Facade
 
 
 @context.command("define")
 @context.descriptor_argument
 @click.option("--name", metavar="N", help="Name the instance; the descriptor's name otherwise.")
+@click.option(
+    "--replace", is_flag=True, help="Where one of this name is DEFINED, change its descriptor."
+)
 @pass_session
-def define(session: Session, descriptor: str, name: str | None) -> None:
-    """Make an instance of a descriptor; prints its UUID."""
+def define(session: Session, descriptor: str, name: str | None, replace: bool) -> None:
+    """Make an instance of a descriptor; prints its UUID.
+
+    With --replace one that is there has its UUID, address, /data and log from before.
+    """
     accepted = context.read_descriptor(descriptor)
     with session.node(new=True) as node:
-        row = node.define(accepted, name=name)
+        row = _replaced(node, name or accepted.name, accepted) if replace else None
+        if row is None:
+            row = node.define(accepted, name=name)
     if session.json:
         output.document(row)
     else:
         output.line(row.instance)
+
+
+def _replaced(node: Facade, name: str, descriptor: Descriptor) -> Instance | None:
+    for row in node.list():
+        if row.name == name:
+            return node.redefine(row.instance, descriptor)
+    return None
 
 
 @context.command("configure")

@@ -185,11 +185,11 @@ def io_submit_fdsync(context: int, fd: int, data: int) -> bool:
 
     False where the context is full: `io_getevent` makes room.
     """
-    from ctypes import byref, c_char_p
+    import ctypes  # A form with `from` looks each name up, at every call.
 
     # Read before the call returns, and not after.
-    iocb = c_char_p(_IOCB.pack(data, 0, 0, IOCB_CMD_FDSYNC, 0, fd, 0, 0, 0, 0, 0, 0))
-    result = _raw("io_submit", context, 1, byref(iocb))
+    iocb = ctypes.c_char_p(_IOCB.pack(data, 0, 0, IOCB_CMD_FDSYNC, 0, fd, 0, 0, 0, 0, 0, 0))
+    result = _raw("io_submit", context, 1, ctypes.byref(iocb))
     if result == -1 and _errno() == errno.EAGAIN:
         return False
     _check(result, "io_submit(FDSYNC)")
@@ -201,9 +201,9 @@ def io_getevent(context: int) -> tuple[int, int]:
 
     See io_getevents(2).
     """
-    from ctypes import create_string_buffer
+    import ctypes
 
-    event = create_string_buffer(_IO_EVENT.size)
+    event = ctypes.create_string_buffer(_IO_EVENT.size)
     # EINTR where a signal came, whose Python handler has run by the next statement.
     while (result := _raw("io_getevents", context, 1, 1, event, None)) != 1:
         if result != -1 or _errno() != errno.EINTR:

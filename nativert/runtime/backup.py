@@ -102,7 +102,7 @@ def _copy_store(source: Path, target: Path) -> list[str]:
     """Copy the store and return the UUIDs of its instances."""
     os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600))
     with (
-        database.typed_errors(source),
+        database.TypedErrors(source),
         contextlib.closing(database.open_existing(source)) as live,
         contextlib.closing(database.open_existing(target)) as copy,
     ):

@@ -49,11 +49,11 @@ def tell(context: Context, operation: Operation | None, after: Observed) -> None
     context.store.note(after.row.uuid, kind, encode(data), told=after.state.value, wake=False)
 
 
-def refuse(context: Context, row: Row, operation: Operation | None, error: NativertError) -> None:
+def refuse(context: Context, row: Row, operation: str, error: NativertError) -> None:
     """Tell that an operation was refused, or has failed and left everything as it was."""
     kind = "refused" if isinstance(error, TransitionError) else "failed"
     data: dict[str, object] = {
-        "operation": "remove" if operation is None else operation.value,
+        "operation": operation,
         "code": error.code.word,
         "message": error.message,
     }

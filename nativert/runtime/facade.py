@@ -61,6 +61,10 @@ class Facade(Protocol):
         """Enter an instance of *descriptor*."""
         ...
 
+    def redefine(self, ref: str, descriptor: Descriptor) -> Instance:
+        """Have *descriptor* in the place of a DEFINED instance's own; its /data and log stay."""
+        ...
+
     def configure(self, ref: str, *, progress: Progress | None = None) -> Instance:
         """Fetch the image; make cgroups, namespaces, root file system, network."""
         ...

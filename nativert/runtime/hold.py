@@ -88,11 +88,6 @@ class Holds:
             lock.release()
             raise
 
-    def descriptor(self, ref: str) -> str | None:
-        """Return the descriptor of an instance that is kept, which never changes."""
-        hold = self._kept.get(ref)
-        return None if hold is None else hold.row.descriptor
-
     def give_back(self, hold: Hold) -> None:
         """Unlock; the hold is kept if its operation said what it has left."""
         if hold.seen is None or not hold.lock.held:

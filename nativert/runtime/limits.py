@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -16,6 +16,7 @@ from nativert.fdu.known import known
 from nativert.isolation.cgroups.limits import IoLimit, Limits
 
 _LARGEST: Final = (1 << 63) - 1
+_RATES: Final = ("rbps", "wbps", "riops", "wiops")
 
 
 def device_number(device: str) -> str:
@@ -81,14 +82,24 @@ def changed(limits: Limits, change: Mapping[str, object]) -> Limits:
         asked = msgspec.convert(values, known(Limits), strict=True)
     except msgspec.ValidationError as e:
         raise NativertError(f"bad limit: {e}", code=Code.USAGE) from e
-    for name, value in _numbers(asked):
-        # v1 takes -1 for "no limit", and JSON has no infinity to store.
-        lowest = 0 if name == "memory_swap" else 1
-        if not math.isfinite(value) or not (lowest <= value <= _LARGEST or name == "cpu_max"):
-            raise NativertError(
-                f"bad limit: {name}: {value} is not from {lowest} to {_LARGEST}", code=Code.USAGE
-            )
-    return msgspec.structs.replace(limits, **{name: getattr(asked, name) for name in values})
+    new = {name: getattr(asked, name) for name in values}
+    for name, value in new.items():
+        _check_number(name, value)
+    for limit in new.get("io", ()):
+        for name in _RATES:
+            _check_number(name, getattr(limit, name))
+    return msgspec.structs.replace(limits, **new)
+
+
+def _check_number(name: str, value: object) -> None:
+    if not isinstance(value, int | float):
+        return
+    # v1 takes -1 for "no limit", and JSON has no infinity to store.
+    lowest = 0 if name == "memory_swap" else 1
+    if not math.isfinite(value) or not (lowest <= value <= _LARGEST or name == "cpu_max"):
+        raise NativertError(
+            f"bad limit: {name}: {value} is not from {lowest} to {_LARGEST}", code=Code.USAGE
+        )
 
 
 def _changed_io(before: Iterable[IoLimit], change: Iterable[Any]) -> tuple[IoLimit, ...]:
@@ -100,15 +111,6 @@ def _changed_io(before: Iterable[IoLimit], change: Iterable[Any]) -> tuple[IoLim
         by_device[device] = msgspec.structs.replace(limit, **fields)
     # An entry in which nothing is left is no limit any more.
     return tuple(limit for limit in by_device.values() if limit != IoLimit(limit.device))
-
-
-def _numbers(limits: Limits) -> Iterator[tuple[str, float]]:
-    parts: tuple[Limits | IoLimit, ...] = (limits, *limits.io)
-    for part in parts:
-        for name in part.__struct_fields__:
-            value = getattr(part, name)
-            if isinstance(value, int | float):
-                yield name, value
 
 
 def encode(limits: Limits) -> str:

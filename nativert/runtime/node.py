@@ -130,6 +130,14 @@ class Node(Questions):
         self.report(row, State.DEFINED)
         return self._monitor.row(Observed(row, State.DEFINED, None, None))
 
+    def redefine(self, ref: str, descriptor: Descriptor) -> Instance:
+        """Have *descriptor* in the place of a DEFINED instance's own; its /data and log stay."""
+        from nativert.runtime.redefine import redefine
+
+        return self.operate(
+            ref, None, lambda seen: redefine(self._context, seen, descriptor), word="redefine"
+        )
+
     def configure(self, ref: str, *, progress: Progress | None = None) -> Instance:
         """Fetch the image; make cgroups, namespaces, root file system, network."""
         from nativert.runtime.configure import configure
@@ -319,13 +327,16 @@ class Node(Questions):
         act: Callable[[Observed], Observed],
         *,
         instead: Callable[[Observed], Observed | None] = lambda _: None,
+        word: str = "remove",
         quiet: bool = False,
     ) -> Instance:
         """Do *act* to an instance under its lock, from the state that it really has.
 
         *operation* is checked against the state table, unless *instead* has done all that there
-        was to do. With *quiet* an act that finds nothing to do is not reported.
+        was to do; an act without one is called *word*. With *quiet* an act that finds nothing to do
+        is not reported.
         """
+        word = word if operation is None else operation.value
         with self._holds.take(ref) as hold:
             row, seen = hold.row, hold.seen
             hold.seen = None
@@ -338,16 +349,15 @@ class Node(Questions):
                 after = act(seen) if done is None else done
             except TransitionError as e:
                 refused = e.of(row.name)
-                self._failed(row, operation, refused)
+                self._failed(row, word, refused)
                 raise refused from None
             except NativertError as e:
-                self._failed(row, operation, e)
+                self._failed(row, word, e)
                 raise
             except OSError as e:
-                word = "remove" if operation is None else operation.value
                 code = Code.FAILED if operation is None else _CODES[operation]
                 error = StepError(row.name, word, e, code=code)
-                self._failed(row, operation, error)
+                self._failed(row, word, error)
                 raise error from e
             if after.state is State.UNDEFINED:
                 hold.lock.forget()
@@ -361,9 +371,6 @@ class Node(Questions):
         return shown
 
     def _attended(self, ref: str) -> None:
-        known = self._holds.descriptor(ref)
-        if known is not None and not descriptor_of(known, ref).attended:
-            return
         row = self._context.store.find(ref)
         if not descriptor_of(row.descriptor, row.name).attended:
             return
@@ -375,8 +382,8 @@ class Node(Questions):
             )
         self._supervision.before_start(row.uuid)
 
-    def _failed(self, row: Row, operation: Operation | None, error: NativertError) -> None:
-        edges.refuse(self._context, row, operation, error)
+    def _failed(self, row: Row, word: str, error: NativertError) -> None:
+        edges.refuse(self._context, row, word, error)
         if self._reporter is not None:
             self._reporter.write_fdu_error(row.fdu, row.uuid, error.code.fog05, error.message)
             self.report(row, observe(self._context, self._context.store.get(row.uuid)).state)

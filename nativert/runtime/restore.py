@@ -179,7 +179,7 @@ class _Restoring:
     def _check(self, stage: Path) -> None:
         path = stage / archive.STORE
         with (
-            database.typed_errors(path),
+            database.TypedErrors(path),
             contextlib.closing(database.open_existing(path)) as store,
         ):
             check_store(store, path)
@@ -233,7 +233,7 @@ class _Restoring:
         pool = IPv4Network(old.subnet)
         offset = int(IPv4Network(new.subnet)[0]) - int(pool[0])
         with (
-            database.typed_errors(path),
+            database.TypedErrors(path),
             contextlib.closing(database.open_existing(path)) as store,
         ):
             store.execute("BEGIN IMMEDIATE")

@@ -43,7 +43,8 @@ def scale(
     )
     if shrinks and not force:
         _refuse_under_working_set(row.name, cgroup, wanted.memory_max or 0)
-    boot.begin(context.paths, row.uuid, boot.Intent(run=facts.run, limits=row.limits))
+    intent = boot.Intent(run=facts.run, limits=row.limits)
+    boot.begin(context.paths, row.uuid, intent)
     try:
         failpoint("scale.intent")
         if shrinks and force:
@@ -55,12 +56,13 @@ def scale(
         failpoint("scale.stored")
         applied = cgroup.apply(wanted, since=before)
         failpoint("scale.applied")
-        saving.wait()
         if applied != wanted:
             row = context.store.update(row.uuid, limits=limits_of.encode(applied))
+        # Records and kernel agree: whoever dies from here on leaves nothing to settle.
         boot.finish(context.paths, row.uuid)
+        saving.wait()
     except BaseException as e:
-        _scale_back(context, row, before)
+        _scale_back(context, row, intent, before)
         if isinstance(e, OSError):
             raise StepError(
                 row.name, "scale", e, code=Code.SCALE, hint="every limit is as it was before"
@@ -69,8 +71,10 @@ def scale(
     return Observed(row, State.RUNNING, facts, seen.end)
 
 
-def _scale_back(context: Context, row: Row, before: Limits) -> None:
+def _scale_back(context: Context, row: Row, intent: boot.Intent, before: Limits) -> None:
     try:
+        # Again, where only the disk has failed: until all is as it was it reads as SCALING.
+        boot.begin(context.paths, row.uuid, intent)
         put_back_limits(context, row, limits_of.encode(before))
         boot.finish(context.paths, row.uuid)
     except (OSError, NativertError):

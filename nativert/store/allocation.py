@@ -123,6 +123,29 @@ def take_link(connection: sqlite3.Connection, instance: str, interface: str, pos
     )
 
 
+def keep_interfaces(connection: sqlite3.Connection, instance: str, kept: Sequence[str]) -> None:
+    """Release address and link of each interface of *instance* that is not *kept*."""
+    known = connection.execute("SELECT interface FROM links WHERE instance = ?", (instance,))
+    for (interface,) in known.fetchall():
+        if interface not in kept:
+            which = (instance, interface)
+            connection.execute(
+                "UPDATE addresses SET instance = NULL, interface = NULL, released = ?"
+                " WHERE instance = ? AND interface = ?",
+                (_count(connection, "release"), *which),
+            )
+            connection.execute("DELETE FROM links WHERE instance = ? AND interface = ?", which)
+
+
+def place(connection: sqlite3.Connection, instance: str, interface: str, position: int) -> bool:
+    """Have an interface at this place among the others; False if it is not there."""
+    changed = connection.execute(
+        "UPDATE links SET position = ? WHERE instance = ? AND interface = ?",
+        (position, instance, interface),
+    )
+    return bool(changed.rowcount)
+
+
 def free_range(connection: sqlite3.Connection, blocks: Sequence[int]) -> int:
     """Return the first host id of a free range of the node's *blocks*, cyclically.
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, Final
 
 from nativert.errors import Code, NativertError
@@ -42,7 +41,7 @@ def connect(path: Path, *, lock: Path) -> sqlite3.Connection:
 
 
 def _connect(path: Path, lock: Path) -> sqlite3.Connection:
-    with typed_errors(path):
+    with TypedErrors(path):
         if not os.path.lexists(path):
             with Lock(lock, what=str(path), timeout_s=BUSY_TIMEOUT_S):
                 if not os.path.lexists(path):
@@ -135,19 +134,33 @@ def damaged(path: Path, reason: str) -> NativertError:
     )
 
 
-@contextmanager
-def typed_errors(path: Path) -> Iterator[None]:
-    """Turn what SQLite says into a NativertError; see sqlite.org/rescode.html."""
-    import sqlite3
+class TypedErrors:
+    """Turns what SQLite says of the store *path* into a NativertError; see sqlite.org/rescode.html.
 
-    try:
-        yield
-    except sqlite3.ProgrammingError:
-        raise
-    except UnicodeDecodeError as e:
-        # Python could not tell what SQLite says of it. Values are decoded as they are: _text.
-        raise damaged(path, "the description of its tables is no text") from e
-    except sqlite3.DatabaseError as e:
+    A context manager, to be entered as often as wanted.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, e: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(e, Exception):
+            self._translate(e)
+
+    def _translate(self, e: Exception) -> None:
+        import sqlite3
+
+        path = self._path
+        if isinstance(e, UnicodeDecodeError):
+            # Python could not tell what SQLite says of it. Values are decoded as they are: _text.
+            raise damaged(path, "the description of its tables is no text") from e
+        if not isinstance(e, sqlite3.DatabaseError) or isinstance(e, sqlite3.ProgrammingError):
+            return
         extended = getattr(e, "sqlite_errorcode", 0)
         primary = extended & 0xFF
         # Opening needs 32 KiB for the -shm file, whose failure is not counted as FULL.

@@ -260,6 +260,41 @@ class Store(Lending, Catalog):
             self._rows[uuid] = row
             return row
 
+    def redefine(
+        self,
+        uuid: str,
+        *,
+        descriptor: str,
+        record: str,
+        subnet: IPv4Network,
+        networks: Mapping[str, IPv4Network],
+        interfaces: Sequence[str],
+        moved: Collection[str],
+        event: tuple[str, str],
+    ) -> Row:
+        """Give an instance another descriptor, and the *interfaces* that this has.
+
+        Addresses and links stay with the names that stay, but for those in *moved*, which are on
+        another network now. Raises NativertError: ADDRESS_EXHAUSTED; UnknownInstanceError.
+        """
+        with self._transaction() as connection:
+            self._append(connection, uuid, event)
+            allocation.keep_interfaces(connection, uuid, [n for n in interfaces if n not in moved])
+            for position, name in enumerate(interfaces):
+                if not allocation.place(connection, uuid, name, position):
+                    wanted = networks.get(name, subnet)
+                    allocation.take_address(connection, wanted, uuid, name)
+                    allocation.take_link(connection, uuid, name, position)
+            changed = connection.execute(
+                "UPDATE instances SET descriptor = ?, record = ?, limits = NULL, retry = NULL,"
+                " boot_id = ? WHERE uuid = ?",
+                (descriptor, record, boot_id(), uuid),
+            )
+            if changed.rowcount == 0:
+                raise UnknownInstanceError(uuid)
+            self._rows.pop(uuid, None)
+            return self._select(connection, uuid)
+
     def note_end(self, row: Row, end: str, event: tuple[str, str], *, told: str) -> Row:
         """Have *row* changed by the *end* of its run soon, in order, without waiting for the disk.
 
@@ -335,7 +370,7 @@ class Store(Lending, Catalog):
         raise NativertError(
             f"the name {name} is taken by instance {found[0]}",
             code=Code.NAME_TAKEN,
-            hint="choose another one with --name",
+            hint="choose another one with --name, or change that one with define --replace",
         )
 
     def _select(self, connection: sqlite3.Connection, uuid: str) -> Row:

@@ -28,6 +28,7 @@ class Journal:
 
     def __init__(self, paths: Paths) -> None:
         self._path = paths.database
+        self._typed_errors = database.TypedErrors(self._path)
         self._mutex = threading.RLock()
         self._outbox = Outbox()
         self._committed = threading.Condition()
@@ -44,7 +45,7 @@ class Journal:
         except NativertError:
             pass  # No room for them: the next agent's look says what they would have said.
         self._disk.close()
-        with self._mutex, database.typed_errors(self._path):
+        with self._mutex, self._typed_errors:
             self._connection.close()
 
     def save(self) -> Saving:
@@ -145,7 +146,7 @@ class Journal:
 
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
-        with self._mutex, database.typed_errors(self._path):
+        with self._mutex, self._typed_errors:
             if self._outbox.ends:
                 with suppress(NativertError):  # No room: rows are as they were, and so are facts.
                     self.flush_ends()
@@ -159,7 +160,7 @@ class Journal:
         power cut only after `save` or the next commit that waits.
         """
         connection = self._connection
-        with self._mutex, database.typed_errors(self._path):
+        with self._mutex, self._typed_errors:
             self._synchronous(full=wait)
             # IMMEDIATE: a transaction that starts by reading cannot always become a writer.
             connection.execute("BEGIN IMMEDIATE")

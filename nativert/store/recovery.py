@@ -62,7 +62,7 @@ def recover(paths: Paths) -> Recovered:
         files.sync_directory(path.parent)
     new = database.connect(path, lock=paths.run / "store.lock")
     try:
-        with database.typed_errors(path):
+        with database.TypedErrors(path):
             return Recovered(aside, _salvage(aside, new))
     finally:
         new.close()

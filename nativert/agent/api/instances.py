@@ -18,6 +18,7 @@ from nativert.agent.api.messages import (
     Destination,
     Environment,
     Kill,
+    Redefined,
     Removal,
     Scale,
     Wait,
@@ -40,6 +41,18 @@ async def define(request: web.Request) -> web.Response:
         return core.node.define(descriptors.decode(text, source="descriptor"), name=asked.name)
 
     return ok(await core.ask(make), status=201)
+
+
+async def redefine(request: web.Request) -> web.Response:
+    """Give an instance another descriptor."""
+    asked = await body(request, Redefined)
+    node = request.app[CORE].node
+
+    def change(ref: str) -> Instance:
+        text = msgspec.json.encode(asked.descriptor)
+        return node.redefine(ref, descriptors.decode(text, source="descriptor"))
+
+    return await _operated(request, change)
 
 
 async def _operated(

@@ -20,6 +20,12 @@ class Defined(Message, frozen=True, kw_only=True):
     name: str | None = None
 
 
+class Redefined(Message, frozen=True, kw_only=True):
+    """A descriptor of the same FDU, for the place of the one before."""
+
+    descriptor: dict[str, Any]
+
+
 class Environment(Message, frozen=True, kw_only=True):
     """Variables that are added to the descriptor's."""
 
@@ -91,7 +97,7 @@ class Gc(Message, frozen=True, kw_only=True):
 
 
 class Removal(Message, frozen=True, kw_only=True):
-    """`force`: also when the application runs or is paused."""
+    """`force`: what runs is killed at once, and what is paused too, which else is refused."""
 
     force: bool = False
 

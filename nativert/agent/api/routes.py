@@ -24,6 +24,7 @@ from nativert.agent.api.messages import (
     Landed,
     Place,
     Placed,
+    Redefined,
     Removal,
     Scale,
     State,
@@ -75,8 +76,14 @@ ROUTES: tuple[Route, ...] = (
         "GET", _ONE, "get", "Show one instance.", instances.get, answer=Instance,
     ),
     Route(
-        "DELETE", _ONE, "remove", "Take an instance from any state down to UNDEFINED.",
+        "DELETE", _ONE, "remove",
+        "Stop, clean and undefine an instance: its /data and its log go too.",
         instances.remove, query=Removal, status=204,
+    ),
+    Route(
+        "POST", f"{_ONE}/redefine", "redefine",
+        "Have another descriptor in the place of a DEFINED instance's own; its /data stays.",
+        instances.redefine, answer=Instance, body=Redefined,
     ),
     Route(
         "POST", f"{_ONE}/configure", "configure",
