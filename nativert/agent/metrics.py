@@ -113,7 +113,7 @@ class _Node(Collector):
             ("threads", "Threads of the agent.", threading.active_count()),
             ("uptime_seconds", "Time since the agent began.", time.monotonic() - core.began),
             ("queued_operations", "Operations without a thread.",
-             core.quick.waiting + core.slow.waiting),
+             core.quick.waiting + core.slow.waiting + core.starting.waiting),
         ):  # fmt: skip
             yield GaugeMetricFamily(f"nativert_agent_{name}", text, value)
 

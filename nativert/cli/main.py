@@ -74,7 +74,7 @@ _ELSEWHERE = {
     "status": "ps or inspect",
     "thaw": "resume",
     "unpause": "resume",
-    "update": "scale",
+    "update": "scale or define --replace",
 }
 # As a program that SIGPIPE has ended.
 _STDOUT_CLOSED = 128 + signal.SIGPIPE

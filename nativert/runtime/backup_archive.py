@@ -87,9 +87,11 @@ class Writer:
         """
         status = os.fstat(fd)
         member = _member(name, status)
-        parts = [(0, status.st_size)]
-        if has_holes(status):
-            parts = _data(fd, status.st_size)
+        parts = _data(fd, status.st_size) if has_holes(status) else []
+        if not parts or sum(size for _, size in parts) >= _OLD_LIMIT:
+            # A file system that compresses has few blocks and no holes.
+            parts = [(0, status.st_size)]
+        else:
             pairs = ",".join(f"{offset},{size}" for offset, size in parts)
             member.pax_headers = {"GNU.sparse.size": str(status.st_size), "GNU.sparse.map": pairs}
         member.size = sum(size for _, size in parts)

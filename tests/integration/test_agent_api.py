@@ -87,6 +87,7 @@ def test_every_route_is_described_and_answers(agent: Agent) -> None:
     ask("kill", {"signal": 9})
     assert ask("wait", {"timeout_s": 10})["end"]["signal"] == "SIGKILL"
     assert ask("clean")["state"] == "DEFINED"
+    assert ask("redefine", {"descriptor": document})["instance"] == uuid
     ask("undefine")
     ask("define", {"descriptor": document})
     ask("remove", suffix="?force=true")

@@ -52,6 +52,8 @@ class Core:
         self.nodes = nodes
         self.quick = Pool("api-quick", _QUICK_THREADS)
         self.slow = Pool("api-slow", _SLOW_THREADS)
+        # A start may wait for what it depends on, whose stop must not wait for it.
+        self.starting = Pool("api-start", _SLOW_THREADS)
         self.others = Pool("api-others", _OTHERS_THREADS)
         self.streaming = Pool("api-stream", config.api.max_streams)
         self.began = time.monotonic()
@@ -71,24 +73,23 @@ class Core:
         return await self.quick.call(job)
 
     async def operate(
-        self, ref: str, job: Callable[[str], _T], *, slow: bool, wanted: Callable[[], bool]
+        self, ref: str, job: Callable[[str], _T], *, pool: Pool, wanted: Callable[[], bool]
     ) -> _T:
-        """Call *job* with the UUID, after the operations on the instance that came before.
+        """Have *pool* call *job* with the UUID, after the instance's operations that came before.
 
         A client that goes away takes its turn with it while *wanted* says so; what has begun is
         carried out.
         """
         uuid = await self.ask(lambda: self.uuid(ref))
-        task = asyncio.ensure_future(self._in_turn(uuid, job, slow=slow, wanted=wanted))
+        task = asyncio.ensure_future(self._in_turn(uuid, job, pool=pool, wanted=wanted))
         self._running.add(task)
         task.add_done_callback(self._running.discard)
         # Shielded: the turn lasts as long as the thread is at work, whoever still listens.
         return await asyncio.shield(task)
 
     async def _in_turn(
-        self, uuid: str, job: Callable[[str], _T], *, slow: bool, wanted: Callable[[], bool]
+        self, uuid: str, job: Callable[[str], _T], *, pool: Pool, wanted: Callable[[], bool]
     ) -> _T:
-        pool = self.slow if slow else self.quick
         with self._queue(uuid) as turn:
             async with turn:
                 if not wanted():

@@ -25,6 +25,7 @@ from nativert.agent.api.messages import (
 )
 from nativert.errors import Code, NativertError
 from nativert.fdu import descriptor as descriptors
+from nativert.runtime.pool import Pool
 from nativert.runtime.views import Instance
 
 # A wait is asked again after this time, so that its thread can end when nobody waits any more.
@@ -56,10 +57,11 @@ async def redefine(request: web.Request) -> web.Response:
 
 
 async def _operated(
-    request: web.Request, job: Callable[[str], Instance], *, slow: bool = False
+    request: web.Request, job: Callable[[str], Instance], pool: Pool | None = None
 ) -> web.Response:
-    operation = request.app[CORE].operate(
-        request.match_info["ref"], job, slow=slow, wanted=lambda: not gone(request)
+    core = request.app[CORE]
+    operation = core.operate(
+        request.match_info["ref"], job, pool=pool or core.quick, wanted=lambda: not gone(request)
     )
     return ok(await operation)
 
@@ -69,7 +71,7 @@ async def configure(request: web.Request) -> web.StreamResponse:
     core = request.app[CORE]
     node = core.node
     if request.headers.get("Accept") != NDJSON:
-        return await _operated(request, node.configure, slow=True)
+        return await _operated(request, node.configure, core.slow)
     loop = asyncio.get_running_loop()
     # Before the answer begins: where there is none here, another node may have it.
     uuid = await core.ask(lambda: core.uuid(request.match_info["ref"]))
@@ -107,7 +109,7 @@ async def configure(request: web.Request) -> web.StreamResponse:
         row = await core.operate(
             uuid,
             make,
-            slow=True,
+            pool=core.slow,
             wanted=lambda: not gone(request),
         )
         told: object = {"result": row}
@@ -138,18 +140,21 @@ def _end_script(core: Core, uuid: str) -> None:
 async def start(request: web.Request) -> web.Response:
     """Start the application."""
     asked = await body(request, Environment)
+    core = request.app[CORE]
     # What it depends on is fetched, started and waited for.
-    return await _operated(request, partial(request.app[CORE].node.run, env=asked.env), slow=True)
+    return await _operated(request, partial(core.node.run, env=asked.env), core.starting)
 
 
 async def restart(request: web.Request) -> web.Response:
     """Stop and start."""
-    return await _operated(request, request.app[CORE].node.restart, slow=True)
+    core = request.app[CORE]
+    return await _operated(request, core.node.restart, core.starting)
 
 
 async def stop(request: web.Request) -> web.Response:
     """Stop the application."""
-    return await _operated(request, request.app[CORE].node.stop, slow=True)
+    core = request.app[CORE]
+    return await _operated(request, core.node.stop, core.slow)
 
 
 async def pause(request: web.Request) -> web.Response:
@@ -176,7 +181,7 @@ async def migrate(request: web.Request) -> web.Response:
     told = await core.operate(
         request.match_info["ref"],
         lambda ref: core.node.migrate(ref, asked.node),
-        slow=True,
+        pool=core.slow,
         wanted=lambda: not gone(request),
     )
     return ok(told)
@@ -184,14 +189,18 @@ async def migrate(request: web.Request) -> web.Response:
 
 async def clean(request: web.Request) -> web.Response:
     """Remove what configure has made."""
-    return await _operated(request, request.app[CORE].node.clean, slow=True)
+    core = request.app[CORE]
+    return await _operated(request, core.node.clean, core.slow)
 
 
 async def undefine(request: web.Request) -> web.Response:
     """Forget a defined instance."""
     core = request.app[CORE]
     await core.operate(
-        request.match_info["ref"], core.node.undefine, slow=True, wanted=lambda: not gone(request)
+        request.match_info["ref"],
+        core.node.undefine,
+        pool=core.slow,
+        wanted=lambda: not gone(request),
     )
     return web.Response(status=204)
 
@@ -203,7 +212,7 @@ async def remove(request: web.Request) -> web.Response:
     await core.operate(
         request.match_info["ref"],
         partial(core.node.remove, force=asked.force),
-        slow=True,
+        pool=core.slow,
         wanted=lambda: not gone(request),
     )
     return web.Response(status=204)

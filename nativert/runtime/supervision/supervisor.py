@@ -164,12 +164,14 @@ class Supervisor:
         if self._thread.ident is not None:
             self._thread.join()
         deadline = time.monotonic() + _SETTLING_S
-        for pool in (self._lookers, self._actors, self._probes):
-            pool.close(max(0.0, deadline - time.monotonic()))
+        pools = (self._lookers, self._actors, self._probes)
+        over = [pool.close(max(0.0, deadline - time.monotonic())) for pool in pools]
         self.node.attend(None)
         for watched in self._watched.values():
             watched.close()
-        os.close(self._wake)
+        if all(over):
+            # Else who is still at work would write to what has this number by then.
+            os.close(self._wake)
 
     # -- the thread --------------------------------------------------------------------
 
@@ -199,7 +201,12 @@ class Supervisor:
             self._look_around()
         if self._reconciler is not None and now >= self._reconcile_at and not self._reconciling:
             self._reconcile_at = now + self.reconcile_s
-            self._lookers.submit(partial(self._guarded, self._reconcile))
+            self._reconciling = True
+            try:
+                self._lookers.submit(partial(self._guarded, self._reconcile))
+            except NativertError:
+                self._reconciling = False
+                raise
 
     def _due(self, now: float) -> float:
         """Begin what is due; return when the next one is."""
@@ -217,8 +224,12 @@ class Supervisor:
             if checks is not None and not watched.probing and watched.running_since is not None:
                 if checks.due <= now:
                     # One at a time, and the next is due only after its end: none pile up.
-                    self._probes.submit(partial(self._guarded, partial(self._probe, watched)))
                     watched.probing = True
+                    try:
+                        self._probes.submit(partial(self._guarded, partial(self._probe, watched)))
+                    except NativertError:
+                        watched.probing = False
+                        raise
                 else:
                     soonest = min(soonest, checks.due)
         return soonest
@@ -328,7 +339,6 @@ class Supervisor:
             self.node.context.store.note("", kind, data)
 
     def _reconcile(self) -> None:
-        self._reconciling = True
         try:
             if self._reconciler is not None:
                 self._reconciler.round()
