@@ -19,6 +19,8 @@ from nativert.isolation import syscalls
 # Without CONFIG_AIO, and where fs.aio-max-nr is used up.
 _UNAVAILABLE: Final = (errno.ENOSYS, errno.EAGAIN)
 _AT_ONCE: Final = 32
+# How much longer a file is made at once: nobody else commits meanwhile.
+_PART: Final = 256 << 10
 
 
 class Saving(msgspec.Struct, frozen=True):
@@ -59,6 +61,20 @@ class Disk:
             if error := self._ended.pop(number):
                 raise OSError(error, os.strerror(error), os.fspath(self._path))
 
+    def lengthen(self, length: int) -> bool:
+        """Have the file a part longer, by zeros, up to *length* bytes; False when it is so long.
+
+        Where blocks are there already a commit is its data and no change of the file system's
+        own, which is half of the writing. The caller keeps others from writing to it. OSError.
+        """
+        with self._mutex:
+            fd = self._opened()
+            present = os.fstat(fd).st_size
+            if present >= length:
+                return False
+            os.pwrite(fd, bytes(min(_PART, length - present)), present)
+            return True
+
     def close(self) -> None:
         """Wait for what was asked for, and release what that needs; safe to call again."""
         with self._mutex:
@@ -69,7 +85,7 @@ class Disk:
                 os.close(self._fd)
                 self._fd = None
 
-    def _submit(self, number: int) -> None:
+    def _opened(self) -> int:
         if self._fd is None:
             self._fd = os.open(self._path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
             try:
@@ -77,12 +93,16 @@ class Disk:
             except OSError as e:
                 if e.errno not in _UNAVAILABLE:
                     raise
+        return self._fd
+
+    def _submit(self, number: int) -> None:
+        fd = self._opened()
         if self._context is not None:
-            while not syscalls.io_submit_fdsync(self._context, self._fd, number):
+            while not syscalls.io_submit_fdsync(self._context, fd, number):
                 self._reap()
             return
         try:
-            os.fdatasync(self._fd)
+            os.fdatasync(fd)
         except OSError as e:
             self._note(number, e.errno or errno.EIO)
         else:

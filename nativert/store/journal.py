@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -21,6 +22,11 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 # How soon a wait sees what another process has written.
 _LOOK_S: Final = 0.2
+# After so many commits of one process the log gets the length that it will have: 1,000 pages with
+# their headers, after which SQLite begins at its front again (sqlite.org/wal.html).
+_MANY: Final = 16
+_LOG_BYTES: Final = 1024 * (4096 + 24)
+_ENOUGH: Final = 256 << 20
 
 
 class Journal:
@@ -35,6 +41,7 @@ class Journal:
         self._commits = 0
         self._connection = database.connect(self._path, lock=paths.run / "store.lock")
         self._full = True
+        self._has_room = False
         self._disk = Disk(self._path.with_name(f"{self._path.name}-wal"))
 
     def close(self) -> None:
@@ -77,7 +84,7 @@ class Journal:
 
     def wake(self) -> None:
         """Have written what `note` has left waiting."""
-        self._outbox.wake(self.flush)
+        self._outbox.wake(self._written)
 
     def events(self, after: int = 0, *, limit: int = 1000) -> list[Event]:
         """Return at most *limit* events with numbers above *after*, oldest first."""
@@ -121,6 +128,28 @@ class Journal:
             if not self._outbox.empty():
                 with self._transaction():
                     pass  # Every transaction takes them along.
+
+    def _written(self) -> None:
+        """Write what waits, by the thread that does so; see `_make_room`."""
+        self.flush()
+        if self._commits >= _MANY and not self._has_room:
+            self._has_room = True
+            try:
+                self._make_room()
+            except (NativertError, OSError):
+                pass  # It only makes commits quicker.
+
+    def _make_room(self) -> None:
+        # A process that commits often: the log is reused from its front once it is so long.
+        room = os.statvfs(self._path)
+        if room.f_bavail * room.f_frsize < _ENOUGH:
+            return
+        longer = True
+        while longer:
+            # Nobody appends to the log while this connection is the one that may write.
+            with self._transaction(wait=False):
+                longer = self._disk.lengthen(_LOG_BYTES)
+        self._disk.save().wait()
 
     def flush_ends(self) -> None:
         """Write now what waits if it changes rows; a power cut may take it back."""

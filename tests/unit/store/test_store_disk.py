@@ -99,3 +99,14 @@ def test_what_else_the_kernel_says_is_told(disk: Disk, monkeypatch: pytest.Monke
         disk.save()
     disk.close()
     disk.close()
+
+
+def test_a_file_is_made_longer_part_by_part_and_keeps_what_it_has(disk: Disk) -> None:
+    parts = 0
+    while disk.lengthen(1 << 20):
+        parts += 1
+    assert parts == 4
+    data = disk._path.read_bytes()
+    assert data == b"x" * 10_000 + bytes((1 << 20) - 10_000)
+    assert not disk.lengthen(10_000)
+    assert disk._path.stat().st_size == 1 << 20
