@@ -41,19 +41,20 @@ def tell(context: Context, operation: Operation | None, after: Observed) -> None
         operation = Operation.RUN  # A restart: its end is told.
     if operation is None or (kind := _KINDS.get(operation)) is None:
         return
-    data: dict[str, object] = {"state": after.state.value}
+    told = after.state.value
+    data: dict[str, object] = {"state": told}
     if operation is Operation.RUN and after.facts is not None:
         data |= {"pid": after.facts.details.get("pid"), "run": after.facts.run}
     elif operation is Operation.SCALE and after.row.limits is not None:
         data["limits"] = msgspec.Raw(after.row.limits.encode())
-    context.store.note(after.row.uuid, kind, encode(data), told=after.state.value, wake=False)
+    context.store.note(after.row.uuid, kind, encode(data), told=told, wake=False)
 
 
-def refuse(context: Context, row: Row, operation: str, error: NativertError) -> None:
+def refuse(context: Context, row: Row, operation: Operation | str, error: NativertError) -> None:
     """Tell that an operation was refused, or has failed and left everything as it was."""
     kind = "refused" if isinstance(error, TransitionError) else "failed"
     data: dict[str, object] = {
-        "operation": operation,
+        "operation": operation if isinstance(operation, str) else operation.value,
         "code": error.code.word,
         "message": error.message,
     }

@@ -336,7 +336,6 @@ class Node(Questions):
         was to do; an act without one is called *word*. With *quiet* an act that finds nothing to do
         is not reported.
         """
-        word = word if operation is None else operation.value
         with self._holds.take(ref) as hold:
             row, seen = hold.row, hold.seen
             hold.seen = None
@@ -349,15 +348,16 @@ class Node(Questions):
                 after = act(seen) if done is None else done
             except TransitionError as e:
                 refused = e.of(row.name)
-                self._failed(row, word, refused)
+                self._failed(row, operation or word, refused)
                 raise refused from None
             except NativertError as e:
-                self._failed(row, word, e)
+                self._failed(row, operation or word, e)
                 raise
             except OSError as e:
                 code = Code.FAILED if operation is None else _CODES[operation]
-                error = StepError(row.name, word, e, code=code)
-                self._failed(row, word, error)
+                step = word if operation is None else operation.value
+                error = StepError(row.name, step, e, code=code)
+                self._failed(row, operation or word, error)
                 raise error from e
             if after.state is State.UNDEFINED:
                 hold.lock.forget()
@@ -382,8 +382,8 @@ class Node(Questions):
             )
         self._supervision.before_start(row.uuid)
 
-    def _failed(self, row: Row, word: str, error: NativertError) -> None:
-        edges.refuse(self._context, row, word, error)
+    def _failed(self, row: Row, operation: Operation | str, error: NativertError) -> None:
+        edges.refuse(self._context, row, operation, error)
         if self._reporter is not None:
             self._reporter.write_fdu_error(row.fdu, row.uuid, error.code.fog05, error.message)
             self.report(row, observe(self._context, self._context.store.get(row.uuid)).state)
