@@ -7,13 +7,15 @@ logs are copied as they are found; whose data must be whole is stopped first.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sqlite3
 import stat
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Final
 
 import msgspec
 
@@ -24,6 +26,16 @@ from nativert.runtime.backup_archive import Head, Writer
 from nativert.runtime.walk import walk
 from nativert.store import database, files, registry, schema
 from nativert.store.paths import Paths
+
+# ENXIO and ENODEV: a socket, a device. EINVAL: no link any more.
+_CHANGED: Final = (
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.ELOOP,
+    errno.ENXIO,
+    errno.ENODEV,
+    errno.EINVAL,
+)
 
 
 class Saved(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,12 +51,12 @@ class Saved(msgspec.Struct, frozen=True, kw_only=True):
 def save(paths: Paths, file: Path, *, data: bool) -> Saved:
     """Write the state of the node of *paths* into *file*, with *data* also /data and logs.
 
-    It takes the name at the end, complete and on the disk. NativertError(STORE) where there is
-    no node, or its store is damaged.
+    It takes the name at the end, complete and on the disk. NativertError: NOT_FOUND where there
+    is no node, STORE where its store is damaged, NO_SPACE.
     """
     if not paths.database.exists():
         raise NativertError(
-            f"no node keeps its state in {paths.lib}", code=Code.STORE, hint="see --root"
+            f"no node keeps its state in {paths.lib}", code=Code.NOT_FOUND, hint="see --root"
         )
     with tempfile.TemporaryDirectory(prefix=".nativert-backup-", dir=file.parent) as work:
         copy, partial = Path(work, "nativert.db"), Path(work, "backup")
@@ -159,18 +171,14 @@ def _others(fd: int) -> list[str]:
 def _add_entry(writer: Writer, name: str, entry: str, directory: int) -> None:
     status = os.stat(entry, dir_fd=directory, follow_symlinks=False)
     if stat.S_ISLNK(status.st_mode):
-        try:
+        with _changing(entry):
             target = os.readlink(entry, dir_fd=directory)
-        except OSError as e:
-            raise FileNotFoundError(e.errno, "changed meanwhile", entry) from e
         writer.add_other(name, status, target)
     elif stat.S_ISREG(status.st_mode):
         # O_NONBLOCK: a FIFO may have taken its place.
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        try:
+        with _changing(entry):
             fd = os.open(entry, flags, dir_fd=directory)
-        except OSError as e:
-            raise FileNotFoundError(e.errno, "changed meanwhile", entry) from e
         try:
             if stat.S_ISREG(os.fstat(fd).st_mode):
                 writer.add_file(name, fd)
@@ -178,3 +186,15 @@ def _add_entry(writer: Writer, name: str, entry: str, directory: int) -> None:
             os.close(fd)
     else:
         writer.add_other(name, status)
+
+
+@contextlib.contextmanager
+def _changing(entry: str) -> Iterator[None]:
+    """Tell what has become something else since it was looked at as FileNotFoundError."""
+    try:
+        yield
+    except OSError as e:
+        # Any other error is no reason to leave a file out.
+        if e.errno not in _CHANGED:
+            raise
+        raise FileNotFoundError(e.errno, "changed meanwhile", entry) from e

@@ -150,6 +150,8 @@ def _data(fd: int, size: int) -> list[tuple[int, int]]:
     while end < size:
         try:
             begin = os.lseek(fd, end, os.SEEK_DATA)
+            if begin >= size:
+                break  # It has grown since.
             end = min(os.lseek(fd, begin, os.SEEK_HOLE), size)
         except OSError as e:
             if e.errno != errno.ENXIO:
@@ -157,7 +159,7 @@ def _data(fd: int, size: int) -> list[tuple[int, int]]:
             break  # Nothing but a hole is left, or it was cut off.
         if found and begin - sum(found[-1]) < _HOLE:
             begin = found.pop()[0]
-        found.append((begin, max(0, end - begin)))
+        found.append((begin, end - begin))
     # One that ends it, so that its size is known even if all of it is a hole.
     return [*found, (size, 0)]
 

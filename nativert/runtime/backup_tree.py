@@ -52,8 +52,12 @@ class Tree:
                 self._dress(member, os.open(name, _OTHER, dir_fd=parent), stat.S_ISFIFO)
             elif content is not None:
                 fd = os.open(name, _NEW, 0o600, dir_fd=parent)
-                with open(fd, "wb", closefd=False) as file:
-                    _fill(file, member, content)
+                try:
+                    with open(fd, "wb", closefd=False) as file:
+                        _fill(file, member, content)
+                except BaseException:
+                    os.close(fd)  # Else it would keep its room when its name is gone.
+                    raise
                 self._dress(member, fd, stat.S_ISREG)
         finally:
             os.close(parent)

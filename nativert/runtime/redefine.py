@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Network
+from collections.abc import Mapping
+from ipaddress import IPv4Address, IPv4Network
 
-from nativert.errors import Code, DescriptorError, NativertError, TransitionError
+from nativert.errors import DescriptorError, TransitionError
 from nativert.fdu import descriptor as descriptors
 from nativert.fdu import record as records
 from nativert.fdu.descriptor import Descriptor
@@ -12,6 +13,7 @@ from nativert.fdu.states import State, allowed
 from nativert.runtime import admission, edges, virtual_networks
 from nativert.runtime.context import Context, descriptor_of
 from nativert.runtime.observe import Observed
+from nativert.store.durable import Interface
 
 
 def redefine(context: Context, seen: Observed, descriptor: Descriptor) -> Observed:
@@ -32,7 +34,7 @@ def redefine(context: Context, seen: Observed, descriptor: Descriptor) -> Observ
         )
     admission.check_machine(descriptor.computation_requirements)
     networks = virtual_networks.subnets(context, descriptor)
-    before = _networks_before(context, descriptor_of(row.descriptor, row.name))
+    before = descriptor_of(row.descriptor, row.name).networks
     names = [interface.name for interface in descriptor.interfaces]
     record = records.new_record(descriptor, row.uuid, row.fdu)
     row = context.store.redefine(
@@ -42,16 +44,13 @@ def redefine(context: Context, seen: Observed, descriptor: Descriptor) -> Observ
         subnet=context.identity.subnet,
         networks=networks,
         interfaces=names,
-        moved={name for name in names if networks.get(name) != before.get(name)},
+        moved={n for n in names if descriptor.networks.get(n) != before.get(n)}
+        | {i.name for i in row.interfaces if i.name in networks and not _is_in(i, networks)},
         event=("redefined", edges.encode({"state": State.DEFINED.value})),
     )
     return Observed(row, State.DEFINED, None, seen.end)
 
 
-def _networks_before(context: Context, descriptor: Descriptor) -> dict[str, IPv4Network]:
-    try:
-        return dict(virtual_networks.subnets(context, descriptor))
-    except NativertError as e:
-        if e.code is not Code.NETWORK:
-            raise
-        return {}  # Such a network has been removed meanwhile.
+def _is_in(interface: Interface, networks: Mapping[str, IPv4Network]) -> bool:
+    # A network of the catalog may have got another subnet.
+    return IPv4Address(interface.address) in networks[interface.name]

@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 from nodes import ended, make_descriptor, until
+from test_supervision_order import reboot
 from test_supervision_restart import QUICK, SLEEP, kinds, of, running, supervised
 
 from nativert.errors import Code, NativertError
 from nativert.runtime import run as runs
 from nativert.runtime.node import Node
 from nativert.runtime.supervision import acts
+from nativert.runtime.supervision import supervisor as supervising
 
 pytestmark = [pytest.mark.root, pytest.mark.netns]
 
@@ -222,3 +224,63 @@ def test_the_end_waits_for_no_grace(node: Node) -> None:
     os.kill(node.look(app).facts.details["pid"], signal.SIGKILL)  # type: ignore[union-attr,arg-type]
     until(lambda: not node.context.lock(app).busy(), what="the stop is over")
     assert not acts.waits(node.context.store.get(other)) or running(node, other)
+
+
+def test_what_is_started_at_boot_waits_for_a_dependency_that_fails_at_first(
+    node: Node, tmp_path: Path
+) -> None:
+    share = tmp_path / "share"
+    share.mkdir()
+    mounted = {"mounts": [{"source": str(share), "target": "/share"}]}
+    with supervised(node):
+        db = define(node, "db", native=mounted)
+        web = define(node, "web", "db", native={"autostart": True})
+        begin(node, db, web)
+    reboot(node)
+    share.rmdir()
+    with supervised(node):
+        until(lambda: "dependency-failed" in kinds(node, web), what="it is told")
+        share.mkdir()
+        until(lambda: running(node, web), what="it comes up once its dependency can")
+    assert kinds(node, web).count("rests") == 0
+
+
+def test_a_start_that_is_under_way_does_not_outlive_a_stop_of_all(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervising, "_SETTLING_S", 0.1)
+    script = {"conf_type": "SCRIPT", "script": "#!/bin/sh\nsleep 2\n"}
+    with supervised(node):
+        db = define(node, "db", native={"autostart": True}, configuration=script)
+        web = define(node, "web", "db", native={"autostart": True})
+        begin(node, db, web)
+    reboot(node)
+    before = (starts(node, db), starts(node, web))
+    with supervised(node) as supervisor:
+        until(lambda: node.context.lock(db).busy(), what="db is being configured")
+        supervisor.stop_all()
+    until(lambda: not node.context.lock(db).busy(), what="that is over")
+    time.sleep(0.5)
+    assert (starts(node, db), starts(node, web)) == before
+    assert not {node.get(db).state, node.get(web).state} & {"RUNNING"}
+
+
+def test_one_that_could_not_be_executed_is_tried_again_for_another(
+    node: Node, tmp_path: Path
+) -> None:
+    program = tmp_path / "bin" / "program"
+    program.parent.mkdir()
+    program.write_text("#!/no/such/interpreter\n")
+    program.chmod(0o755)
+    mounts = {"mounts": [{"source": str(program.parent), "target": "/program"}]}
+    with supervised(node):
+        db = define(node, "db", native={})
+        web = define(node, "web", "db")
+        begin(node, db, web)
+        node.remove(db, force=True)
+        define(node, "db", shell=None, binary="/program/program", native=mounts)
+        os.kill(running(node, web), signal.SIGKILL)
+        until(lambda: kinds(node, web).count("dependency-failed") >= 2, what="it is tried again")
+        node.clean("db")
+        node.redefine("db", make_descriptor(name="db", shell=SLEEP))
+        until(lambda: running(node, web), what="it is mended, and started")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -60,7 +61,9 @@ def left_alone(row: Row) -> bool:
     """
     retry = restart.decode(row.retry)
     if row.wanted != State.RUNNING.value:
-        return row.run_count > 0
+        end = verdict.decode(row.end)
+        # A start that has failed leaves the wish as it was before.
+        return row.run_count > 0 and (end is None or end.reason != "exec-failed")
     return waits(row) or (retry is not None and retry.run == row.run_count and retry.gave_up)
 
 
@@ -135,8 +138,11 @@ def decide(
     return decided[0] if decided else None
 
 
-def start_again(node: Node, uuid: str) -> bool:
-    """Configure and start what is wanted RUNNING and is not; False if it is not wanted now."""
+def start_again(node: Node, uuid: str, unless: Callable[[], bool]) -> bool:
+    """Configure and start what is wanted RUNNING and is not; False if it is not wanted now.
+
+    *unless* is asked under its lock: who ends all instances must not be followed by a start.
+    """
     from nativert.runtime.configure import configure
 
     started = False
@@ -144,13 +150,15 @@ def start_again(node: Node, uuid: str) -> bool:
     def act(seen: Observed) -> Observed:
         nonlocal started
         row = seen.row
-        if row.wanted != State.RUNNING.value:
+        if row.wanted != State.RUNNING.value or unless():
             return seen
         if seen.state is State.DEFINED:
             retry, restarts, env = row.retry, row.restarts, row.env
             seen = configure(node.context, seen)
             edges.tell(node.context, Operation.CONFIGURE, seen)
             failpoint("restart.configured")
+            if unless():
+                return seen
         elif seen.state is State.CONFIGURED:
             retry, restarts, env = row.retry, row.restarts, row.env
         else:

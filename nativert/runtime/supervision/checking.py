@@ -6,6 +6,7 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING
 
+from nativert.errors import NativertError
 from nativert.fdu.states import State
 from nativert.runtime import edges
 from nativert.runtime.context import descriptor_of
@@ -48,4 +49,7 @@ class Checking:
         if change == "unhealthy" and policy != "never":
             note = f"{checks.failures} failures, the last: {result.text}"
             stop = partial(acts.stop_unhealthy, self._node, watched.uuid, checks.run, note)
-            self._supervisor.soon(stop)
+            try:
+                self._supervisor.soon(stop)
+            except NativertError:
+                stop()  # No thread for it, and it is told once.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 from nativert.errors import NativertError, UnknownInstanceError
 from nativert.fdu import restart
 from nativert.fdu.states import State
+from nativert.runtime import edges
 from nativert.runtime.context import descriptor_of
 from nativert.runtime.observe import Observed
 from nativert.runtime.supervision import acts
@@ -24,6 +25,7 @@ _WITH_APPLICATION: Final = (State.RUNNING, State.PAUSED, State.SCALING)
 _WITH_SANDBOX: Final = (*_WITH_APPLICATION, State.CONFIGURED)
 _BUSY_S: Final = 0.2
 _FOLLOW_AGAIN_S: Final = 1.0
+_VAIN_S: Final = 60.0
 _INIT_TIMEOUT_S: Final = 2.0
 
 
@@ -52,6 +54,8 @@ class Looks:
         followed = self._follow(watched, seen)
         self._attend(watched, seen)
         wanted = ended and seen.row.wanted == State.RUNNING.value
+        if not wanted:
+            watched.brought.clear()  # Of an attempt that was withdrawn, say.
         next_look = self._wanted(watched, seen) if wanted else None
         if not followed:
             again = time.monotonic() + _FOLLOW_AGAIN_S
@@ -124,7 +128,8 @@ class Looks:
             if wait_s is not None:
                 watched.not_before = time.monotonic() + wait_s
                 return
-            acts.start_again(self._node, watched.uuid)
+            acts.start_again(self._node, watched.uuid, self._supervisor.ending)
+            watched.vain = 0
         except UnknownInstanceError:
             pass  # The look that follows forgets it.
         except NativertError:
@@ -138,8 +143,16 @@ class Looks:
         except UnknownInstanceError:
             raise
         except NativertError as e:
-            acts.no_dependency(self._node, watched.uuid, e.message)
-            raise
+            row = self._node.context.store.get(watched.uuid)
+            if descriptor_of(row.descriptor, row.name).native.restart.policy != "never":
+                acts.no_dependency(self._node, watched.uuid, e.message)
+                raise
+            # One that is started at boot has one attempt, and this was none of its own.
+            data = edges.encode({"message": e.message})
+            self._node.context.store.note(watched.uuid, "dependency-failed", data)
+            watched.brought.clear()
+            watched.vain += 1
+            return min(2.0 ** min(watched.vain, 10), _VAIN_S)
 
     def _healthy_s(self, watched: Watched, seen: Observed) -> float:
         end = seen.end

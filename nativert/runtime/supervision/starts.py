@@ -71,7 +71,8 @@ class Starts:
             if self._up(dependency):
                 continue
             seen = self._node.look(dependency.uuid)
-            if seen.state not in (State.CONFIGURED, State.DEFINED) or acts.left_alone(seen.row):
+            alone = seen.state not in (State.CONFIGURED, State.DEFINED) or acts.left_alone(seen.row)
+            if alone or self._supervisor.ending():
                 return _LOOK_S
             if dependency.uuid in brought:
                 message = seen.state.value if seen.end is None else seen.end.message
@@ -85,7 +86,7 @@ class Starts:
     def _start_again(self, row: Row) -> None:
         try:
             if row.wanted == State.RUNNING.value:
-                acts.start_again(self._node, row.uuid)
+                acts.start_again(self._node, row.uuid, self._supervisor.ending)
             else:
                 self._bring_up(row)
         except NativertError as e:
@@ -102,7 +103,7 @@ class Starts:
     def _bring_up(self, row: Row) -> None:
         if self._node.look(row.uuid).state is State.DEFINED:
             self._tolerant(lambda: self._node.configure(row.uuid))
-        if self._node.look(row.uuid).state is State.CONFIGURED:
+        if not self._supervisor.ending() and self._node.look(row.uuid).state is State.CONFIGURED:
             self._tolerant(lambda: self._node.run(row.uuid))
         self._supervisor.also(row.uuid)
 

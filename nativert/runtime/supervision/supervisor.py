@@ -96,6 +96,10 @@ class Supervisor:
         """Tell whether its thread is at work."""
         return self._thread.is_alive()
 
+    def ending(self) -> bool:
+        """Tell whether it is closed, or about to be: nothing is started any more."""
+        return self._closing.is_set()
+
     def changed(self, uuid: str) -> None:
         """Look at an instance soon; from any thread, never waits."""
         if self._closing.is_set() or not self._mine(uuid):

@@ -33,6 +33,8 @@ class Watched:
     not_before: float = 0.0
     # What has been started for this attempt, because this instance depends on it.
     brought: set[str] = field(default_factory=set)
+    # How often in a row that was in vain, where it counts as no attempt.
+    vain: int = 0
     # Attempts in a row that could not even be noted.
     faults: int = 0
     looking: bool = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import tarfile
@@ -13,6 +14,7 @@ import pytest
 
 from nativert.errors import DescriptorError, NativertError
 from nativert.runtime import backup_archive as archive
+from nativert.runtime.backup import add_tree
 from nativert.runtime.backup_archive import Head, Writer
 from nativert.runtime.backup_tree import Tree
 
@@ -262,3 +264,46 @@ def test_a_link_made_before_a_fifo_is_opened_is_seen(
     with pytest.raises(OSError, match="taken its place"):
         tree.put(member, None)
     assert victim.stat().st_mode & 0o7777 == 0o600
+
+
+def test_what_has_grown_since_is_none_of_it(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    sparse(source, 8 << 20, (0, b"begin"), (9 << 20, b"later"))
+    with source.open("rb") as file:
+        assert archive._data(file.fileno(), 8 << 20) == [(0, 4096), (8 << 20, 0)]
+
+
+def test_a_file_that_cannot_be_filled_is_not_kept_open(tmp_path: Path) -> None:
+    tree = Tree(tmp_path, owner=lambda _: os.getuid())
+    before = len(os.listdir("/proc/self/fd"))
+
+    class Broken(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            raise OSError(errno.ENOSPC, "no space left")
+
+    with pytest.raises(OSError, match="no space"):
+        tree.put(tarfile.TarInfo("file"), Broken())
+    assert len(os.listdir("/proc/self/fd")) == before
+    tree.close()
+
+
+def test_only_what_has_changed_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    top = tmp_path / "top"
+    top.mkdir()
+    for name in ("a", "b"):
+        (top / name).write_text(name)
+    opened, number = os.open, errno.ELOOP
+
+    def refuse(path: object, *arguments: int, **options: int) -> int:
+        if path == "a":
+            raise OSError(number, os.strerror(number), path)
+        return opened(path, *arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "open", refuse)
+    made = written(tmp_path / "one", lambda writer: add_tree(writer, top, f"i/{UUID}/data"))
+    with archive.opened(made) as tar:
+        assert f"i/{UUID}/data/b" in tar.getnames()
+        assert f"i/{UUID}/data/a" not in tar.getnames()
+    number = errno.EMFILE
+    with pytest.raises(OSError, match="Too many open files"):
+        written(tmp_path / "two", lambda writer: add_tree(writer, top, f"i/{UUID}/data"))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -87,9 +88,16 @@ def test_where_little_is_free_nothing_is_taken(
         assert numbers(store) == list(range(journal._MANY))
 
 
-def _write(root: Path, first: int) -> None:
-    with Store(Paths(root)) as store:
-        note(store, first, 150)
+WRITE = """
+import sys
+from pathlib import Path
+from nativert.store.durable import Store
+from nativert.store.paths import Paths
+first = int(sys.argv[2])
+with Store(Paths(Path(sys.argv[1]))) as store:
+    for number in range(first, first + 150):
+        store.append_event("", "made", f'{{"number":{number}}}')
+"""
 
 
 def test_others_write_meanwhile(paths: Paths) -> None:
@@ -98,17 +106,16 @@ def test_others_write_meanwhile(paths: Paths) -> None:
     with Store(paths) as store:
         note(store, 0, journal._MANY)
         processes = [
-            multiprocessing.get_context("spawn").Process(target=_write, args=(root, 1000 * n))
+            subprocess.Popen([sys.executable, "-c", WRITE, str(root), str(1000 * n)])
             for n in (1, 2)
         ]
-        for process in processes:
-            process.start()
         threads = [threading.Thread(target=note, args=(store, 1000 * n, 150)) for n in (3, 4)]
         for thread in threads:
             thread.start()
         store.note("", "woken", "{}")
-        for other in (*threads, *processes):
-            other.join(scale.LONG_S)
+        for thread in threads:
+            thread.join(scale.LONG_S)
+        assert [process.wait(scale.LONG_S) for process in processes] == [0, 0]
         until_long(paths)
         expected = [*range(journal._MANY)]
         for n in (1, 2, 3, 4):
