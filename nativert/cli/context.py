@@ -90,15 +90,11 @@ def open_node(*, root: Path | None, here: bool, new: bool = True) -> Facade:
     that has no instances, nor make one. The host's own is one from the first look on.
     """
     need_root()
-    from nativert.store.paths import Paths
+    from nativert.store.paths import Paths, no_node
 
     paths = Paths(root)
     if not new and paths.root is not None and not os.path.lexists(paths.lib):
-        raise NativertError(
-            f"no node keeps its state in {paths.lib}",
-            code=Code.NOT_FOUND,
-            hint="see --root and NATIVERT_ROOT; define and run make one",
-        )
+        raise no_node(paths)
     from nativert.runtime.node import Node
     from nativert.runtime.place import enter
 

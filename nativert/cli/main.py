@@ -100,9 +100,9 @@ class _LazyGroup(click.Group):
         if name not in _COMMANDS and not name.startswith("-") and not ctx.resilient_parsing:
             from difflib import get_close_matches
 
-            similar = [_ELSEWHERE[name]] if name in _ELSEWHERE else None
-            similar = similar or get_close_matches(name, _COMMANDS, n=1, cutoff=0.7)
-            meant = f"; did you mean {similar[0]}?" if similar else ""
+            similar = get_close_matches(name, _COMMANDS, n=1, cutoff=0.7)
+            command = _ELSEWHERE.get(name) or next(iter(similar), "")
+            meant = f"; did you mean {command}?" if command else ""
             raise click.UsageError(f"no such command {name!r}{meant}", ctx=ctx)
         return super().resolve_command(ctx, args)
 

@@ -47,6 +47,9 @@ class State(enum.Enum):
         raise DescriptorError("status", f"cannot be {word!a}: expected one of {accepted}")
 
 
+# In these there is an application, which may end or be lost.
+WITH_APPLICATION: Final = (State.RUNNING, State.PAUSED, State.SCALING)
+
 _WIRE: Final = {
     State.UNDEFINED: "UNDEFINE",
     State.DEFINED: "DEFINE",

@@ -46,22 +46,19 @@ class Channel:
     """One connection to a launcher or an init."""
 
     def __init__(self, directory: Path, name: str, *, timeout_s: float = _TIMEOUT_S) -> None:
-        fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        except BaseException:
-            os.close(fd)
-            raise
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             self.sock.settimeout(timeout_s)
-            self.sock.connect(protocol.address(fd, name))
+            fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                self.sock.connect(protocol.address(fd, name))
+            finally:
+                os.close(fd)
             # Sent together with the first verb; the answer is read before that verb's.
             protocol.send(self.sock, protocol.hello() | {"verb": "hello"})
         except BaseException:
             self.sock.close()
             raise
-        finally:
-            os.close(fd)
         self._peer: Message | None = None
         # Whether init will tell here of the end of the application that now runs.
         self.follows = False

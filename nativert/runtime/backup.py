@@ -25,7 +25,7 @@ from nativert.runtime import backup_archive as archive
 from nativert.runtime.backup_archive import Head, Writer
 from nativert.runtime.walk import walk
 from nativert.store import database, files, registry, schema
-from nativert.store.paths import Paths
+from nativert.store.paths import Paths, no_node
 
 # ENXIO and ENODEV: a socket, a device. EINVAL: no link any more.
 _CHANGED: Final = (
@@ -55,9 +55,7 @@ def save(paths: Paths, file: Path, *, data: bool) -> Saved:
     is no node, STORE where its store is damaged, NO_SPACE.
     """
     if not paths.database.exists():
-        raise NativertError(
-            f"no node keeps its state in {paths.lib}", code=Code.NOT_FOUND, hint="see --root"
-        )
+        raise no_node(paths)
     with tempfile.TemporaryDirectory(prefix=".nativert-backup-", dir=file.parent) as work:
         copy, partial = Path(work, "nativert.db"), Path(work, "backup")
         instances = _copy_store(paths.database, copy)

@@ -23,7 +23,7 @@ from nativert.errors import (
 from nativert.fdu import descriptor as descriptors
 from nativert.fdu import record as records
 from nativert.fdu.descriptor import Descriptor
-from nativert.fdu.states import Event, Operation, State, allowed, next_state
+from nativert.fdu.states import WITH_APPLICATION, Event, Operation, State, allowed, next_state
 from nativert.runtime import clean as cleaning
 from nativert.runtime import edges, execute
 from nativert.runtime import pause as pauses
@@ -275,7 +275,7 @@ class Node(Questions):
         row = self._context.store.find(ref)
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         seen = self._sight.look(row)
-        while seen.state in (State.RUNNING, State.PAUSED, State.SCALING):
+        while seen.state in WITH_APPLICATION:
             left_s = None if deadline is None else max(0.0, deadline - time.monotonic())
             if not runs.follow(self._context, seen, left_s):
                 raise NativertError(

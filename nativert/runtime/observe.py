@@ -15,7 +15,7 @@ import msgspec
 
 from nativert.errors import Code, StepError
 from nativert.fdu.known import known
-from nativert.fdu.states import Event, State, next_state
+from nativert.fdu.states import WITH_APPLICATION, Event, State, next_state
 from nativert.isolation import process
 from nativert.launcher.client import ReportedError
 from nativert.launcher.protocol import Message
@@ -28,7 +28,6 @@ from nativert.store import boot
 from nativert.store.boot import ExitFacts, Facts
 from nativert.store.durable import Changes, Row
 
-_WITH_APPLICATION = (State.RUNNING, State.PAUSED, State.SCALING)
 _STATUS_TIMEOUT_S = 10.0
 # How long CRIU may take to put an application back, and how often it is asked for.
 RESTORE_TIMEOUT_S = 600.0
@@ -74,11 +73,11 @@ def look_here(context: Context, row: Row) -> Observed:
         reason = verdict.node_rebooted() if rebooted else verdict.init_lost(None)
         return Observed(row, State.DEFINED, None, reason, Event.INIT_LOST)
     state = State(facts.state)
-    if state in _WITH_APPLICATION and _end_is_noted(row, facts):
+    if state in WITH_APPLICATION and _end_is_noted(row, facts):
         state, facts = State.CONFIGURED, _without_application(facts)
     if state is State.DEFINED:
         return Observed(row, state, facts, end)
-    if state in _WITH_APPLICATION or facts.intent == "run":
+    if state in WITH_APPLICATION or facts.intent == "run":
         return _with_application(context, row, facts, state)
     if process.alive(facts.init_pid, facts.init_start):
         return Observed(row, state, facts, end)
@@ -142,7 +141,7 @@ def _with_application(context: Context, row: Row, facts: Facts, state: State) ->
         if not (isinstance(pid, int) and isinstance(start, int) and process.alive(pid, start)):
             if not process.alive(facts.init_pid, facts.init_start):
                 return _lost(context, row, facts, state)
-            if state in _WITH_APPLICATION:
+            if state in WITH_APPLICATION:
                 try:
                     ended = _end_told_by_init(context, row, facts)
                 except FileNotFoundError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from nativert.fdu.states import State
+from nativert.fdu.states import WITH_APPLICATION
 from nativert.runtime import edges
 from nativert.runtime.context import Context
 from nativert.runtime.observe import Observed
@@ -76,7 +76,7 @@ class Questions:
         return [
             self._monitor.figures(seen)
             for seen in self._sight.looks()
-            if seen.state in (State.RUNNING, State.PAUSED, State.SCALING)
+            if seen.state in WITH_APPLICATION
         ]
 
     def inspect(self, ref: str) -> dict[str, object]:

@@ -7,7 +7,7 @@ import time
 
 import msgspec
 
-from nativert.fdu.states import State
+from nativert.fdu.states import WITH_APPLICATION
 from nativert.isolation.cgroups.driver import Sampler
 from nativert.isolation.cgroups.limits import Pressure, Usage
 from nativert.runtime import limits as limits_of
@@ -15,8 +15,6 @@ from nativert.runtime.context import Context
 from nativert.runtime.observe import Observed
 from nativert.runtime.release import attached
 from nativert.runtime.views import Figures, Instance
-
-_WITH_APPLICATION = (State.RUNNING, State.PAUSED, State.SCALING)
 
 
 class Monitor:
@@ -30,7 +28,7 @@ class Monitor:
         self._before: dict[str, tuple[int, float, int]] = {}
 
     def _usage(self, seen: Observed) -> Usage | None:
-        if seen.facts is None or seen.state not in _WITH_APPLICATION:
+        if seen.facts is None or seen.state not in WITH_APPLICATION:
             self.forget(seen.row.uuid)
             return None
         sampler = self._samplers.get(seen.row.uuid)
@@ -79,7 +77,7 @@ class Monitor:
                 cpu_ratio = None if usage is None else self._cpu_ratio(seen, usage)
         pid = None
         uptime_s = None
-        if seen.facts is not None and seen.state in _WITH_APPLICATION:
+        if seen.facts is not None and seen.state in WITH_APPLICATION:
             noted = seen.facts.details.get("pid")
             pid = noted if isinstance(noted, int) and noted > 0 else None
             if seen.facts.started_at is not None:

@@ -26,6 +26,15 @@ def check_uuid(uuid: str) -> str:
     return uuid
 
 
+def no_node(paths: Paths) -> NativertError:
+    """Return the error for a directory that no node keeps its state in."""
+    return NativertError(
+        f"no node keeps its state in {paths.lib}",
+        code=Code.NOT_FOUND,
+        hint="see --root and NATIVERT_ROOT; define and run make one",
+    )
+
+
 class Paths:
     """The directories of one node: the host's own, or all of them under *root*.
 

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Final
-
-from nativert.fdu.states import State
+from nativert.fdu.states import WITH_APPLICATION, State
 from nativert.store import moves
 from nativert.store.moves import Phase
-
-_APPLICATION: Final = (State.RUNNING, State.PAUSED, State.SCALING)
 
 
 def shown(state: State, moving: str) -> State:
@@ -18,7 +14,7 @@ def shown(state: State, moving: str) -> State:
         return state
     if move.phase is Phase.PREPARING:
         # One that has ended by itself does not move any more.
-        return State.MIGRATING if state in _APPLICATION else state
+        return State.MIGRATING if state in WITH_APPLICATION else state
     if move.leaves:
         return State.TAKE_OFF
     if move.phase is Phase.LANDING and state is not State.CONFIGURED:

@@ -17,7 +17,7 @@ import msgspec
 from nativert.errors import NativertError
 from nativert.fdu import restart
 from nativert.fdu.restart import Retry
-from nativert.fdu.states import Operation, State
+from nativert.fdu.states import WITH_APPLICATION, Operation, State
 from nativert.runtime import edges, verdict
 from nativert.runtime import pause as pauses
 from nativert.runtime import run as runs
@@ -51,7 +51,7 @@ def log_goes_on(context: Context, uuid: str) -> bool:
         seen = observe(context, context.store.get(uuid))
     except NativertError:
         return False  # Undefined meanwhile.
-    return seen.state in (State.RUNNING, State.PAUSED, State.SCALING) or waits(seen.row)
+    return seen.state in WITH_APPLICATION or waits(seen.row)
 
 
 def left_alone(row: Row) -> bool:
@@ -152,16 +152,15 @@ def start_again(node: Node, uuid: str, unless: Callable[[], bool]) -> bool:
         row = seen.row
         if row.wanted != State.RUNNING.value or unless():
             return seen
+        # Before configure, which begins them anew.
+        retry, restarts, env = row.retry, row.restarts, row.env
         if seen.state is State.DEFINED:
-            retry, restarts, env = row.retry, row.restarts, row.env
             seen = configure(node.context, seen)
             edges.tell(node.context, Operation.CONFIGURE, seen)
             failpoint("restart.configured")
             if unless():
                 return seen
-        elif seen.state is State.CONFIGURED:
-            retry, restarts, env = row.retry, row.restarts, row.env
-        else:
+        elif seen.state is not State.CONFIGURED:
             return seen
         known = restart.decode(retry)
         if known is not None:

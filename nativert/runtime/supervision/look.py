@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from nativert.errors import NativertError, UnknownInstanceError
 from nativert.fdu import restart
-from nativert.fdu.states import State
+from nativert.fdu.states import WITH_APPLICATION, State
 from nativert.runtime import edges
 from nativert.runtime.context import descriptor_of
 from nativert.runtime.observe import Observed
@@ -21,11 +21,9 @@ if TYPE_CHECKING:
     from nativert.runtime.node import Node
     from nativert.runtime.supervision.supervisor import Supervisor
 
-_WITH_APPLICATION: Final = (State.RUNNING, State.PAUSED, State.SCALING)
-_WITH_SANDBOX: Final = (*_WITH_APPLICATION, State.CONFIGURED)
+_WITH_SANDBOX: Final = (*WITH_APPLICATION, State.CONFIGURED)
 _BUSY_S: Final = 0.2
 _FOLLOW_AGAIN_S: Final = 1.0
-_VAIN_S: Final = 60.0
 _INIT_TIMEOUT_S: Final = 2.0
 
 
@@ -82,10 +80,10 @@ class Looks:
             if watched.follow is None:
                 channel = self._node.context.init(watched.uuid, timeout_s=_INIT_TIMEOUT_S)
                 watched.follow = Follow(channel)
-                if seen.state in _WITH_APPLICATION:
+                if seen.state in WITH_APPLICATION:
                     watched.follow.run(facts.run)
                 self._supervisor.register(watched)
-            elif seen.state in _WITH_APPLICATION:
+            elif seen.state in WITH_APPLICATION:
                 watched.follow.run(facts.run)
         except (OSError, EOFError):
             # It ends, or is busy: asked again until the next look finds it gone.
@@ -95,7 +93,7 @@ class Looks:
 
     def _attend(self, watched: Watched, seen: Observed) -> None:
         facts = seen.facts
-        if facts is None or seen.state not in _WITH_APPLICATION:
+        if facts is None or seen.state not in WITH_APPLICATION:
             return
         now = time.monotonic()
         if watched.running_since is None or watched.run != facts.run:
@@ -124,22 +122,21 @@ class Looks:
 
     def _start(self, watched: Watched) -> None:
         try:
-            wait_s = self._ready(watched)
-            if wait_s is not None:
-                watched.not_before = time.monotonic() + wait_s
+            if not self._ready(watched):
                 return
             acts.start_again(self._node, watched.uuid, self._supervisor.ending)
-            watched.vain = 0
         except UnknownInstanceError:
             pass  # The look that follows forgets it.
         except NativertError:
             # It has been told. No run has come of it, so the same end is decided anew.
             acts.decide(self._node, watched.uuid, healthy_s=0.0, now=self._now(), anew=True)
         watched.brought.clear()
+        watched.faults = 0
 
-    def _ready(self, watched: Watched) -> float | None:
+    def _ready(self, watched: Watched) -> bool:
+        """Tell whether all that it depends on runs; else it is put off for a while."""
         try:
-            return self._supervisor.starts.ready(watched.uuid, watched.brought)
+            wait_s = self._supervisor.starts.ready(watched.uuid, watched.brought)
         except UnknownInstanceError:
             raise
         except NativertError as e:
@@ -151,8 +148,11 @@ class Looks:
             data = edges.encode({"message": e.message})
             self._node.context.store.note(watched.uuid, "dependency-failed", data)
             watched.brought.clear()
-            watched.vain += 1
-            return min(2.0 ** min(watched.vain, 10), _VAIN_S)
+            watched.put_off()
+            return False
+        if wait_s is not None:
+            watched.not_before = time.monotonic() + wait_s
+        return wait_s is None
 
     def _healthy_s(self, watched: Watched, seen: Observed) -> float:
         end = seen.end

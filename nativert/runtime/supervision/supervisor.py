@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 RECONCILE_S: Final = 5.0
 _LOOK_S: Final = 1.0
 _AGAIN_S: Final = 1.0
-_LONGEST_AGAIN_S: Final = 60.0
 # Looks are short. What fetches, starts, or waits for a grace has threads of its own, and is
 # not waited for at the end: the next look settles what stands half-way.
 _LOOKERS: Final = 8
@@ -75,7 +74,6 @@ class Supervisor:
         self.reconcile_s = reconcile_s
         self._reconciling = False
         self._cursor = 0
-        self._version = -1
         self._thread = threading.Thread(target=self._run, name="supervisor", daemon=True)
 
     # -- from outside ------------------------------------------------------------------
@@ -313,12 +311,9 @@ class Supervisor:
     def _act(self, watched: Watched, body: Callable[[Watched], None]) -> None:
         try:
             body(watched)
-            watched.faults = 0
         except BaseException:
             # What it has done could not be noted, nor that it has failed.
-            watched.faults += 1
-            delay_s = min(_AGAIN_S * 2.0 ** min(watched.faults, 10), _LONGEST_AGAIN_S)
-            watched.not_before = time.monotonic() + delay_s
+            watched.put_off()
             raise
         finally:
             watched.acting = False

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
+from typing import Final
 
 from nativert.fdu.restart import Retry
 from nativert.fdu.states import State
 from nativert.runtime.supervision.follow import Follow
 from nativert.runtime.supervision.health import Checks
+
+_LONGEST_S: Final = 60.0
 
 
 @dataclass(slots=True)
@@ -33,13 +37,17 @@ class Watched:
     not_before: float = 0.0
     # What has been started for this attempt, because this instance depends on it.
     brought: set[str] = field(default_factory=set)
-    # How often in a row that was in vain, where it counts as no attempt.
-    vain: int = 0
-    # Attempts in a row that could not even be noted.
+    # Attempts in a row that could not even be noted, or count as none.
     faults: int = 0
     looking: bool = False
     again: bool = False
     acting: bool = False
+
+    def put_off(self) -> None:
+        """Have nothing tried for a while, which is longer each time in a row."""
+        self.faults += 1
+        delay_s = min(2.0 ** min(self.faults, 10), _LONGEST_S)
+        self.not_before = time.monotonic() + delay_s
 
     def close(self) -> None:
         """Close the connection to its init."""
